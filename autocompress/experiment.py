@@ -1,0 +1,137 @@
+"""An experiment: what is compressed, how policies are sampled, what counts, for how long."""
+
+import difflib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autocompress.errors import ExperimentError
+from autocompress.layer import Layers
+from autocompress.objective import Limit, Objective
+from autocompress.policy import Policy
+from autocompress.target import Target
+from autocompress.task import Task
+
+if TYPE_CHECKING:
+    import optuna
+
+Space = Callable[["optuna.trial.BaseTrial", Layers, Target], Policy]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a search ends: after `trials` trials, after `minutes` of wall-clock time, or at whichever comes first."""
+
+    trials: int | None = 40
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.trials is None and self.minutes is None:
+            raise ExperimentError("a budget needs trials, minutes, or both")
+        if self.trials is not None and self.trials < 1:
+            raise ExperimentError(f"a budget needs at least 1 trial, given {self.trials}")
+        if self.minutes is not None and self.minutes <= 0:
+            raise ExperimentError(f"a budget's minutes must be above 0, given {self.minutes}")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything a search needs to know.
+
+    `space` is a function ``(trial, layers, target) -> Policy``. `objectives` are metric names or `Objective`s, `limits`
+    are written like ``"accuracy >= baseline - 0.01"``. `sampler` is "tpe", "nsga2", "random", or any Optuna sampler.
+    `start` holds parameter dictionaries (as the space names them) that are tried first. `cpus_per_trial` and
+    `gpus_per_trial` (fractions share one) are what Ray reserves; `settings` is shown in reports and MLflow.
+    """
+
+    task: Task
+    space: Space
+    objectives: Sequence[str | Objective] = ("size_bytes", "latency_ms", "accuracy")
+    limits: Sequence[str | Limit] = ()
+    target: Target = field(default_factory=Target)
+    budget: Budget = field(default_factory=Budget)
+    seed: int = 0
+    sampler: Any = "tpe"
+    start: Sequence[dict[str, Any]] = ()
+    cpus_per_trial: float = 1
+    gpus_per_trial: float = 0
+    settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def parsed_objectives(self) -> tuple[Objective, ...]:
+        return tuple(Objective.of(objective) for objective in self.objectives)
+
+    @property
+    def parsed_limits(self) -> tuple[Limit, ...]:
+        return tuple(limit if isinstance(limit, Limit) else Limit.parse(limit) for limit in self.limits)
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """Runs the file and returns its `experiment`.
+
+    The folder of the file is importable while it runs, so that an experiment may import its neighbours. Raises
+    `ExperimentError` that names the file, the line and the cause.
+    """
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise ExperimentError(f"no experiment file {path}{_nearest_file(file)}")
+    module = _run(file)
+    experiment = getattr(module, "experiment", None)
+    if experiment is None:
+        raise ExperimentError(f"{path} defines no `experiment`; end it with `experiment = Experiment(task=..., space=...)`")
+    if not isinstance(experiment, Experiment):
+        raise ExperimentError(f"{path}: `experiment` must be an autocompress.Experiment, given {type(experiment).__name__}")
+    _check(experiment, path)
+    return experiment
+
+
+def _run(file: Path) -> Any:
+    # One fixed module name per file: what is pickled in one process is found in another.
+    name = f"autocompress_experiment_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ExperimentError(f"{file} is no Python file; an experiment is a .py file that defines `experiment`")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    # Last, so that an experiment folder can never hide an installed package.
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    try:
+        spec.loader.exec_module(module)
+    except ExperimentError:
+        raise
+    except SyntaxError as error:
+        raise ExperimentError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        line = _line_in(file, error)
+        raise ExperimentError(f"{file}{line}: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _line_in(file: Path, error: BaseException) -> str:
+    traceback, line = error.__traceback__, ""
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename == str(file):
+            line = f", line {traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return line
+
+
+def _check(experiment: Experiment, path: str | Path) -> None:
+    if not isinstance(experiment.task, Task):
+        raise ExperimentError(f"{path}: task must be an autocompress.Task, given {type(experiment.task).__name__}")
+    if not callable(experiment.space):
+        raise ExperimentError(f"{path}: space must be a function (trial, layers, target) -> Policy, given {experiment.space!r}")
+    if not experiment.parsed_objectives:
+        raise ExperimentError(f"{path}: at least one objective is needed, e.g. objectives=('size_bytes', 'accuracy')")
+    _ = experiment.parsed_limits, experiment.target.menu
+
+
+def _nearest_file(file: Path) -> str:
+    if not file.parent.is_dir():
+        return f": there is no folder {file.parent}"
+    near = difflib.get_close_matches(file.name, [other.name for other in file.parent.glob("*.py")], n=1)
+    return f"; did you mean {file.parent / near[0]}?" if near else ""

@@ -1,0 +1,120 @@
+"""The run folder: where everything a search leaves behind lies, and under which name."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from autocompress.errors import RunFolderError
+from autocompress.result import TrialResult
+
+
+class RunFolder:
+    """Paths and small files of one run.
+
+    run.json                    what was asked for: experiment file, options, versions
+    experiment.py               the experiment file as it was at the start
+    baseline/                   weights.safetensors, model.onnx, baseline.json: the uncompressed model
+    study.log                   the Optuna study (journal file)
+    trials.jsonl                one TrialResult a line, in the order they finished: the record
+    trials/0007/model.onnx      the exported file of trial 7
+    front.json/.csv/.html/.png  the Pareto front
+    mlflow.json                 which MLflow run holds what
+    autocompress.log            what Ray, Optuna and we had to say
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).resolve()
+
+    @property
+    def run_json(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def experiment(self) -> Path:
+        return self.path / "experiment.py"
+
+    @property
+    def baseline(self) -> Path:
+        return self.path / "baseline"
+
+    @property
+    def study(self) -> Path:
+        return self.path / "study.log"
+
+    @property
+    def record(self) -> Path:
+        return self.path / "trials.jsonl"
+
+    @property
+    def front_json(self) -> Path:
+        return self.path / "front.json"
+
+    @property
+    def mlflow_json(self) -> Path:
+        return self.path / "mlflow.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "autocompress.log"
+
+    def trial(self, number: int) -> Path:
+        return self.path / "trials" / f"{number:04d}"
+
+    def create(self) -> None:
+        """Makes the folder. Raises `RunFolderError` when it cannot be written or holds another run."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot write to the run folder {self.path}: {error.strerror}; choose another with --run"
+            ) from error
+        if self.run_json.exists():
+            raise RunFolderError(
+                f"{self.path} already holds a run; go on with it by `autocompress resume {self.path}`, or choose another --run"
+            )
+
+    def check(self) -> None:
+        """Raises `RunFolderError` unless this is a run folder."""
+        if not self.path.is_dir():
+            raise RunFolderError(f"no run folder {self.path}; `autocompress search FILE` makes one")
+        if not self.run_json.exists():
+            raise RunFolderError(f"{self.path} is no run folder: it has no run.json")
+
+    def results(self) -> list[TrialResult]:
+        """The record, oldest first. A last line cut short by a crash is left out; any other damage raises `RunFolderError`."""
+        if not self.record.exists():
+            return []
+        lines = self.record.read_bytes().split(b"\n")
+        whole, rest = lines[:-1], lines[-1]  # a line counts when its newline was written
+        del rest
+        return [self._result(line, number) for number, line in enumerate(whole, 1) if line.strip()]
+
+    def _result(self, line: bytes, number: int) -> TrialResult:
+        try:
+            return TrialResult.from_json(line, source=f"line {number} of {self.record}")
+        except Exception as error:
+            raise RunFolderError(f"{self.path} is damaged: {error}; remove that line to go on without the trial") from error
+
+    def read_json(self, path: Path) -> Any:
+        """A JSON file of this folder. Raises `RunFolderError` when it is missing or damaged."""
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{self.path} is damaged: cannot read {path.name} ({error})") from error
+
+    def write(self, path: Path, content: str | bytes) -> None:
+        """Writes a whole file or, if the process dies in the middle, leaves the old one as it was."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = content.encode() if isinstance(content, str) else content
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise

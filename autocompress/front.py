@@ -1,0 +1,161 @@
+"""Which results are worth having: dominance, the Pareto front, its hypervolume, and which of it to pick."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import moocore
+import numpy as np
+
+from autocompress.noun import Noun
+from autocompress.objective import Limit, Objective
+from autocompress.result import Status, TrialResult
+
+Pick = Literal["knee", "smallest", "fastest", "best"]
+
+# An accuracy (or any score to maximise) counts between the baseline's and 10 % of it below.
+SCORE_RANGE = 0.1
+
+
+def dominates(left: dict[str, float], right: dict[str, float], objectives: Sequence[Objective]) -> bool:
+    """True when `left` is nowhere worse than `right` and somewhere better."""
+    pairs = [(objective, left[objective.metric], right[objective.metric]) for objective in objectives]
+    return not any(o.better(b, a) for o, a, b in pairs) and any(o.better(a, b) for o, a, b in pairs)
+
+
+class TestScore(Noun):
+    """The score of an exported file on the test split, with its 95 % confidence interval and the number of examples."""
+
+    __test__ = False  # the name begins like a test class; pytest must not collect it
+
+    accuracy: float
+    low: float
+    high: float
+    examples: int
+
+
+class ParetoFront(Noun):
+    """The complete results that meet all limits and that no other such result dominates, best first objective first.
+
+    `baseline` holds the metrics of the uncompressed model. When no result meets all limits there are no members, and
+    `nearest` holds up to three complete results that miss them by least. `test` holds the final scores by trial
+    number, `baseline_test` the uncompressed model's: measured once, when the search is over.
+    """
+
+    objectives: tuple[Objective, ...]
+    limits: tuple[Limit, ...] = ()
+    baseline: dict[str, float]
+    members: tuple[TrialResult, ...] = ()
+    nearest: tuple[TrialResult, ...] = ()
+    test: dict[int, TestScore] = {}
+    baseline_test: TestScore | None = None
+
+    @classmethod
+    def of(
+        cls,
+        results: Sequence[TrialResult],
+        objectives: Sequence[Objective],
+        limits: Sequence[Limit],
+        baseline: dict[str, float],
+    ) -> "ParetoFront":
+        complete = [result for result in results if result.status is Status.COMPLETE]
+        feasible = [result for result in complete if not missed(result.metrics, limits, baseline)]
+        front = _non_dominated(feasible, objectives)
+        first = objectives[0]
+        sign = 1 if first.goal == "min" else -1
+        front.sort(key=lambda result: (sign * result.metrics[first.metric], result.number))
+        nearest: list[TrialResult] = []
+        if not feasible:
+            nearest = sorted(complete, key=lambda result: relative_excess(result.metrics, limits, baseline))[:3]
+        return cls(
+            objectives=tuple(objectives), limits=tuple(limits), baseline=baseline, members=tuple(front), nearest=tuple(nearest)
+        )
+
+    def hypervolume(self) -> float:
+        """The share of the box between the baseline and the ideal that the front dominates, 0..1.
+
+        Every objective is scaled so that the baseline is 1 and the ideal 0 (`loss_of`); the reference point is the
+        corner where all are 1, for a score 10 % below the baseline. Computed by moocore (Guerreiro et al., 2021).
+        """
+        return hypervolume([member.metrics for member in self.members], self.objectives, self.baseline)
+
+    def pick(self, how: Pick, *, max_drop: float | None = None) -> TrialResult | None:
+        """One member: the `smallest`, the `fastest`, the `best` (highest score), or the `knee`.
+
+        `max_drop` leaves out members whose accuracy is more than that below the baseline's. The knee is the member
+        nearest to the ideal when every objective is scaled to the range of the front (sizes and times as logarithms).
+        None when nothing is left.
+        """
+        members = [m for m in self.members if max_drop is None or _drop(m, self.baseline) <= max_drop + 1e-9]
+        if not members:
+            return None
+        if how == "smallest":
+            return min(members, key=lambda m: m.metrics["size_bytes"])
+        if how == "fastest":
+            return min(members, key=lambda m: m.metrics["latency_ms"])
+        if how == "best":
+            return max(members, key=lambda m: (m.metrics["accuracy"], -m.metrics["size_bytes"]))
+        return min(members, key=lambda m: _distance_to_ideal(m.metrics, self.objectives, self.baseline, members))
+
+
+def missed(metrics: dict[str, float], limits: Sequence[Limit], baseline: dict[str, float]) -> list[Limit]:
+    """The limits that `metrics` do not meet."""
+    return [limit for limit in limits if limit.excess(metrics, baseline) > 1e-12]
+
+
+def relative_excess(metrics: dict[str, float], limits: Sequence[Limit], baseline: dict[str, float]) -> float:
+    """The sum over the missed limits of the excess as a share of the bound: 0 when all are met."""
+    total = 0.0
+    for limit in missed(metrics, limits, baseline):
+        total += limit.excess(metrics, baseline) / (abs(limit.bound(baseline)) or 1.0)
+    return total
+
+
+def loss_of(metrics: dict[str, float], objective: Objective, baseline: dict[str, float]) -> float:
+    """The objective scaled to 0 (ideal) .. 1 (reference): value / baseline, or the share of `SCORE_RANGE` that was lost.
+
+    A score above the baseline's counts as the baseline's.
+    """
+    value, reference = metrics[objective.metric], baseline[objective.metric]
+    if objective.goal == "min":
+        return value / reference if reference else value
+    return max(0.0, (reference - value) / (SCORE_RANGE * abs(reference) or 1.0))
+
+
+def hypervolume(points: Sequence[dict[str, float]], objectives: Sequence[Objective], baseline: dict[str, float]) -> float:
+    """See `ParetoFront.hypervolume`."""
+    losses = [[loss_of(point, objective, baseline) for objective in objectives] for point in points]
+    inside = [row for row in losses if all(loss < 1 for loss in row)]
+    if not inside:
+        return 0.0
+    return float(moocore.hypervolume(np.array(inside, dtype=float), ref=np.ones(len(objectives))))
+
+
+def _non_dominated(results: list[TrialResult], objectives: Sequence[Objective]) -> list[TrialResult]:
+    if not results:
+        return []
+    signs = np.array([1.0 if objective.goal == "min" else -1.0 for objective in objectives])
+    points = np.array([[result.metrics[objective.metric] for objective in objectives] for result in results]) * signs
+    keep = moocore.is_nondominated(points, keep_weakly=False)
+    return [result for result, kept in zip(results, keep, strict=True) if kept]
+
+
+def _drop(result: TrialResult, baseline: dict[str, float]) -> float:
+    return baseline["accuracy"] - result.metrics["accuracy"]
+
+
+def _distance_to_ideal(
+    metrics: dict[str, float], objectives: Sequence[Objective], baseline: dict[str, float], members: Sequence[TrialResult]
+) -> float:
+    total = 0.0
+    for objective in objectives:
+        losses = [_scale(member.metrics, objective, baseline) for member in members]
+        low, high = min(losses), max(losses)
+        if high > low:
+            total += ((_scale(metrics, objective, baseline) - low) / (high - low)) ** 2
+    return math.sqrt(total)
+
+
+def _scale(metrics: dict[str, float], objective: Objective, baseline: dict[str, float]) -> float:
+    loss = loss_of(metrics, objective, baseline)
+    return math.log(max(loss, 1e-9)) if objective.goal == "min" else min(loss, 1.0)

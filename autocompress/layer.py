@@ -1,0 +1,80 @@
+"""What of a network can be compressed: its layers, and the channel groups that must be cut together."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Literal
+
+from autocompress.errors import unknown_name
+from autocompress.noun import Noun
+
+Kind = Literal["conv2d", "linear"]
+
+
+class Layer(Noun):
+    """One convolution or linear layer of the uncompressed network.
+
+    `name` is the module path (`block1.conv`), `weight_shape` as torch stores it (out, in, ...), `params` counts weight
+    and bias, `macs` the multiply-accumulates for one example. `group` is the channel group its outputs belong to,
+    None when they cannot be pruned.
+    """
+
+    name: str
+    kind: Kind
+    weight_shape: tuple[int, ...]
+    params: int
+    macs: int
+    group: str | None = None
+
+
+class Group(Noun):
+    """Channels that can only be removed together.
+
+    `name` is the first layer that writes them, `writers` all layers whose output channels are cut, `readers` all
+    layers whose input channels are cut with them.
+    """
+
+    name: str
+    channels: int
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
+
+
+class Layers(Noun):
+    """All layers in forward order, the groups that can be pruned, and what was left alone (name -> reason)."""
+
+    layers: tuple[Layer, ...]
+    groups: tuple[Group, ...]
+    left_alone: dict[str, str] = {}
+
+    def __iter__(self) -> Iterator[Layer]:  # type: ignore[override]  # pydantic iterates over fields; nobody wants that here
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    @cached_property
+    def _by_name(self) -> dict[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def _group_by_name(self) -> dict[str, Group]:
+        return {group.name: group for group in self.groups}
+
+    def layer(self, name: str) -> Layer:
+        """Raises `UnknownNameError` with the nearest name."""
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise unknown_name("layer", name, self._by_name) from None
+
+    def group(self, name: str) -> Group:
+        """Raises `UnknownNameError` with the nearest name."""
+        try:
+            return self._group_by_name[name]
+        except KeyError:
+            raise unknown_name("channel group", name, self._group_by_name) from None
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """The first and the last layer: the two that are usually kept at 8 bits."""
+        return self.layers[0].name, self.layers[-1].name

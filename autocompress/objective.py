@@ -1,0 +1,117 @@
+"""What a search optimises, and the limits within which it must stay."""
+
+import re
+from typing import Literal
+
+from autocompress.errors import InputError, unknown_name
+from autocompress.noun import Noun
+
+Goal = Literal["min", "max"]
+
+# What every trial measures. A task's own score is called "accuracy" unless the task names it otherwise.
+METRICS: dict[str, Goal] = {
+    "size_bytes": "min",
+    "download_bytes": "min",
+    "latency_ms": "min",
+    "accuracy": "max",
+    "macs": "min",
+    "params": "min",
+}
+_SHORT = {"size": "size_bytes", "download": "download_bytes", "latency": "latency_ms"}
+_UNITS = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "kib": 1024.0, "mib": 1024.0**2, "ms": 1.0, "us": 1e-3, "s": 1e3, "%": 0.01}
+_NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?"
+_LIMIT = re.compile(r"^\s*(\w+)\s*(<=|>=)\s*(.+?)\s*$")
+_PLAIN = re.compile(rf"^({_NUMBER})\s*([a-z%]*)$", re.IGNORECASE)
+_SHIFTED = re.compile(rf"^baseline\s*(?:([+-])\s*({_NUMBER})\s*([a-z%]*))?$", re.IGNORECASE)
+_SCALED = re.compile(rf"^(?:({_NUMBER})\s*\*\s*baseline|baseline\s*([*/])\s*({_NUMBER}))$", re.IGNORECASE)
+
+
+class Objective(Noun):
+    """One metric to make small (`min`) or large (`max`)."""
+
+    metric: str
+    goal: Goal
+
+    @classmethod
+    def of(cls, metric: "str | Objective") -> "Objective":
+        """The objective of a metric by its name (`size` is short for `size_bytes`, and so on).
+
+        Raises `UnknownNameError`; a metric of the task's own is given as `Objective(metric=..., goal=...)`.
+        """
+        if isinstance(metric, Objective):
+            return metric
+        name = _SHORT.get(metric, metric)
+        if name not in METRICS:
+            raise unknown_name("metric", metric, METRICS)
+        return cls(metric=name, goal=METRICS[name])
+
+    def better(self, left: float, right: float) -> bool:
+        return left < right if self.goal == "min" else left > right
+
+
+class Limit(Noun):
+    """A bound on a metric: ``metric op factor * baseline + offset`` (a factor of 0 is an absolute bound)."""
+
+    metric: str
+    op: Literal["<=", ">="]
+    factor: float = 0.0
+    offset: float = 0.0
+    text: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Limit":
+        """Reads ``accuracy >= baseline - 0.01``, ``size <= 100 kB``, ``latency <= 0.5 * baseline``, ``size <= baseline / 12``.
+
+        Raises `InputError` that shows these forms.
+        """
+        match = _LIMIT.match(text)
+        if match is None:
+            raise _unreadable(text)
+        name, op, bound = match.groups()
+        metric = _SHORT.get(name, name)
+        if plain := _PLAIN.match(bound):
+            factor, offset = 0.0, float(plain[1]) * _unit(plain[2], text)
+        elif shifted := _SHIFTED.match(bound):
+            shift = float(shifted[2]) * _unit(shifted[3], text) if shifted[2] else 0.0
+            factor, offset = 1.0, -shift if shifted[1] == "-" else shift
+        elif scaled := _SCALED.match(bound):
+            number = float(scaled[1] or scaled[3])
+            if scaled[2] == "/" and number == 0:
+                raise _unreadable(text)
+            factor, offset = (1 / number if scaled[2] == "/" else number), 0.0
+        else:
+            raise _unreadable(text)
+        return cls(metric=metric, op="<=" if op == "<=" else ">=", factor=factor, offset=offset, text=text.strip())
+
+    def bound(self, baseline: dict[str, float]) -> float:
+        """The bound as a number. Raises `UnknownNameError` when the baseline has no such metric."""
+        if self.factor == 0:
+            return self.offset
+        return self.factor * _metric(self.metric, baseline) + self.offset
+
+    def excess(self, metrics: dict[str, float], baseline: dict[str, float]) -> float:
+        """How far `metrics` lie beyond the bound, in the metric's unit; at most 0 where the limit is met.
+
+        Raises `UnknownNameError` when the trial has no such metric.
+        """
+        gap = _metric(self.metric, metrics) - self.bound(baseline)
+        return gap if self.op == "<=" else -gap
+
+
+def _metric(name: str, metrics: dict[str, float]) -> float:
+    if name not in metrics:
+        raise unknown_name("metric", name, metrics)
+    return metrics[name]
+
+
+def _unit(unit: str, text: str) -> float:
+    if unit.lower() not in _UNITS:
+        raise InputError(f"limit {text!r}: no unit {unit!r} (one of: B, kB, MB, KiB, MiB, us, ms, s, %)")
+    return _UNITS[unit.lower()]
+
+
+def _unreadable(text: str) -> InputError:
+    return InputError(
+        f"cannot read the limit {text!r}; write it like 'accuracy >= baseline - 0.01', 'size <= 100 kB', "
+        "'latency <= 0.5 * baseline' or 'size <= baseline / 12'"
+    )

@@ -1,0 +1,179 @@
+"""What is done to a network: how many channels go, in how many bits the rest is stored, and how it is fine-tuned.
+
+A policy is data. It is sampled by a search space, checked against the network and the target, stored as JSON with
+every trial, and carried out by `autocompress.compress`.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from autocompress.errors import PolicyError
+from autocompress.layer import Layers
+from autocompress.noun import Noun
+from autocompress.target import Menu
+
+Importance = Literal["l1", "l2", "bn_scale", "taylor"]
+
+
+class LayerPolicy(Noun):
+    """How one layer is stored and executed.
+
+    `weight_bits` None keeps float weights; `activation_bits` 8 quantises what goes in and comes out, None keeps float;
+    `weight_sparsity` is the share of the weights (those of smallest magnitude) that become zero, 0 <= share < 1.
+    """
+
+    weight_bits: int | None = Field(default=None, ge=2, le=8)
+    activation_bits: Literal[8] | None = None
+    weight_sparsity: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _activations_need_weights(self) -> Self:
+        if self.activation_bits is not None and self.weight_bits is None:
+            raise ValueError("activation_bits needs weight_bits: no runtime has a kernel for integer inputs and float weights")
+        return self
+
+
+class Finetune(Noun):
+    """Fine-tuning of the compressed model with AdamW and a one-cycle learning rate that peaks at `learning_rate`."""
+
+    steps: int = Field(default=200, ge=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    batch_size: int = Field(default=64, ge=1)
+
+
+class Distill(Noun):
+    """Distillation from the uncompressed model.
+
+    The loss is ``(1 - share - hint_share) * task + share * logits + hint_share * features``: `share` weighs the
+    divergence of the logits softened by `temperature` (Hinton et al., 2015), `hint_share` the distance of the features
+    before the last layer (FitNets: Romero et al., 2015).
+    """
+
+    temperature: float = Field(default=4.0, gt=0)
+    share: float = Field(default=0.7, ge=0, le=1)
+    hint_share: float = Field(default=0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _shares_leave_room(self) -> Self:
+        if self.share + self.hint_share > 1:
+            raise ValueError(f"share + hint_share must be at most 1, given {self.share} + {self.hint_share}")
+        return self
+
+
+class Policy(Noun):
+    """One way to compress a network. What is not named stays as it is: the empty policy changes nothing.
+
+    `channel_sparsity` maps a channel group to the share of its channels that is removed (0 <= share < 1), least
+    important first by `importance`. `layers` maps a layer to what becomes of its weights and activations.
+    """
+
+    version: Literal[1] = 1
+    channel_sparsity: dict[str, float] = {}
+    importance: Importance = "l1"
+    layers: dict[str, LayerPolicy] = {}
+    finetune: Finetune = Finetune()
+    distill: Distill | None = None
+
+    @model_validator(mode="after")
+    def _shares_below_one(self) -> Self:
+        for group, share in self.channel_sparsity.items():
+            if not 0 <= share < 1:
+                raise ValueError(f"channel_sparsity of {group!r} must be in [0, 1), given {share}")
+        return self
+
+    def check(self, layers: Layers, menu: Menu) -> None:
+        """Raises `UnknownNameError` for a layer or group the network has not, `PolicyError` for what is off the menu."""
+        for name in self.channel_sparsity:
+            layers.group(name)
+        for name, layer in self.layers.items():
+            layers.layer(name)
+            _on_menu(name, "weight_bits", layer.weight_bits, menu.weight_bits)
+            _on_menu(name, "activation_bits", layer.activation_bits, menu.activation_bits)
+            if layer.weight_sparsity and not menu.weight_sparsity:
+                raise PolicyError(
+                    f"layer {name!r}: weight_sparsity {layer.weight_sparsity} saves nothing on this target; use 0"
+                )
+
+    def canonical(self, layers: Layers, menu: Menu) -> "Policy":
+        """The one policy that stands for all that amount to the same compressed model.
+
+        Channel shares are rounded to the channel counts that will really be kept, entries that change nothing are
+        dropped, and settings that cannot matter (fine-tuning rates when there are no steps) go back to their defaults.
+        """
+        shares = {
+            name: 1 - kept / group.channels
+            for name, share in self.channel_sparsity.items()
+            if (kept := kept_channels((group := layers.group(name)).channels, share, menu.channel_multiple)) < group.channels
+        }
+        trains = self.finetune.steps > 0
+        return Policy(
+            channel_sparsity=dict(sorted(shares.items())),
+            importance=self.importance if shares else "l1",
+            layers={name: layer for name, layer in sorted(self.layers.items()) if layer != LayerPolicy()},
+            finetune=self.finetune if trains else Finetune(steps=0),
+            distill=self.distill if trains else None,
+        )
+
+    def key(self) -> str:
+        """Sixteen hex digits that equal policies, and only those, share."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def describe(self, layers: Layers) -> str:
+        """The policy in a few words, e.g. ``-52% channels, w4-8 a8, 30% zeros, 300 steps, KD T=4``."""
+        words = [_channels_in_words(self, layers), _bits_in_words(self, layers), _zeros_in_words(self, layers)]
+        words.append(f"{self.finetune.steps} steps" if self.finetune.steps else "no fine-tuning")
+        if self.distill is not None:
+            words.append(f"KD T={self.distill.temperature:.3g}")
+        return ", ".join(word for word in words if word)
+
+
+def kept_channels(channels: int, share: float, multiple: int) -> int:
+    """How many of `channels` stay when `share` of them is to be removed.
+
+    A multiple of `multiple` (of its half, quarter, ... in groups too narrow to choose among two), or all of them;
+    never none.
+    """
+    while multiple > 1 and channels < 2 * multiple:
+        multiple //= 2
+    wanted = channels * (1 - share)
+    lower = max(multiple, int(wanted // multiple) * multiple)
+    upper = min(channels, lower + multiple)
+    return lower if wanted - lower < upper - wanted else upper
+
+
+def _on_menu(layer: str, what: str, given: int | None, menu: Iterable[int | None]) -> None:
+    choices = tuple(menu)
+    if given not in choices:
+        listed = ", ".join("float" if choice is None else str(choice) for choice in choices)
+        raise PolicyError(f"layer {layer!r}: {what} {given} is not on the target's menu ({listed})")
+
+
+def _channels_in_words(policy: Policy, layers: Layers) -> str:
+    total = sum(group.channels for group in layers.groups)
+    removed = sum(layers.group(name).channels * share for name, share in policy.channel_sparsity.items())
+    return f"-{removed / total:.0%} channels" if removed else ""
+
+
+def _bits_in_words(policy: Policy, layers: Layers) -> str:
+    settings = [policy.layers.get(layer.name, LayerPolicy()) for layer in layers]
+    weights = sorted({setting.weight_bits for setting in settings if setting.weight_bits})
+    if not weights:
+        return "float"
+    span = f"w{weights[0]}" if len(weights) == 1 else f"w{weights[0]}-{weights[-1]}"
+    activations = Counter(setting.activation_bits for setting in settings)
+    part = f" ({activations[8]} of {len(settings)})" if 0 < activations[8] < len(settings) else ""
+    floats = sum(setting.weight_bits is None for setting in settings)
+    return span + (f" a8{part}" if activations[8] else "") + (f", {floats} float" if floats else "")
+
+
+def _zeros_in_words(policy: Policy, layers: Layers) -> str:
+    weights = {layer.name: layer.params for layer in layers}
+    zeros = sum(weights[name] * setting.weight_sparsity for name, setting in policy.layers.items())
+    return f"{zeros / sum(weights.values()):.0%} zeros" if zeros else ""

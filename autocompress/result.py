@@ -1,0 +1,54 @@
+"""What came out of a trial."""
+
+from enum import StrEnum
+
+from autocompress.noun import Noun
+from autocompress.policy import Policy
+
+
+class Status(StrEnum):
+    """How a trial ended."""
+
+    COMPLETE = "complete"  # went all the way: its metrics are measured on the exported file
+    STOPPED = "stopped"  # ended early on purpose: what it had reached is no result
+    FAILED = "failed"  # could not go on: `error` says why
+
+
+class Rung(Noun):
+    """The score of the student after `step` fine-tuning steps, on the validation split, in torch."""
+
+    step: int
+    accuracy: float
+
+
+class Environment(Noun):
+    """Where a trial was measured."""
+
+    cpu: str
+    cores: int
+    gpu: str | None = None
+    python: str
+    versions: dict[str, str]
+
+
+class TrialResult(Noun):
+    """Everything known about one finished trial; one line of `trials.jsonl`.
+
+    `metrics` are measured on the exported file (validation split): `size_bytes`, `download_bytes`, `latency_ms`,
+    `latency_ratio` (to the uncompressed model, timed in the same interleaved session), `accuracy`, `macs`, `params`,
+    and what the task adds. Empty unless the trial is complete. `seconds` says how long each stage took. `model` is the path of the exported file inside the run folder.
+    """
+
+    version: int = 1
+    number: int
+    policy: Policy
+    status: Status
+    metrics: dict[str, float] = {}
+    rungs: tuple[Rung, ...] = ()
+    error: str | None = None
+    seed: int
+    started: float
+    seconds: dict[str, float] = {}
+    environment: Environment | None = None
+    model: str | None = None
+    summary: str = ""

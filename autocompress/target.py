@@ -1,0 +1,49 @@
+"""Where the compressed model will run, and what pays there."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from autocompress.errors import unknown_name
+from autocompress.noun import Noun
+
+
+class Menu(Noun):
+    """What a runtime can make use of. `None` stands for float.
+
+    `channel_multiple`: channel counts that are multiples of it use the runtime's kernels well; between them a pruned
+    channel saves bytes and no time. `weight_sparsity`: zeros are stored in fewer bytes than other values.
+    """
+
+    weight_bits: tuple[int | None, ...]
+    activation_bits: tuple[int | None, ...]
+    weight_sparsity: bool
+    channel_multiple: int = Field(ge=1)
+
+
+# Measured on x86 CPUs: below 8 bits a weight saves bytes and no time, an activation neither.
+MENUS: dict[str, Menu] = {
+    "onnxruntime": Menu(
+        weight_bits=(2, 3, 4, 5, 6, 7, 8, None), activation_bits=(8, None), weight_sparsity=True, channel_multiple=8
+    ),
+}
+
+
+class Target(Noun):
+    """One runtime on one device: the place where size, latency and accuracy are measured.
+
+    `batch_size` examples are timed at once, on `threads` threads.
+    """
+
+    runtime: str = "onnxruntime"
+    device: Literal["cpu", "cuda"] = "cpu"
+    batch_size: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1)
+
+    @property
+    def menu(self) -> Menu:
+        """Raises `UnknownNameError` for a runtime nobody has written."""
+        try:
+            return MENUS[self.runtime]
+        except KeyError:
+            raise unknown_name("runtime", self.runtime, MENUS) from None

@@ -1,0 +1,1 @@
+"""Search spaces: plain functions ``space(trial, layers, target) -> Policy``, one a module. Copy one and change it."""

@@ -1,0 +1,54 @@
+"""A model and a policy in, a smaller model out."""
+
+from collections.abc import Callable
+from copy import deepcopy
+
+from torch import Tensor, nn
+
+from autocompress.compress.activations import quantize_activations
+from autocompress.compress.calibrate import observe_activations, reestimate_batch_norm
+from autocompress.compress.channels import prune
+from autocompress.compress.weights import compress_weights
+from autocompress.errors import unknown_name
+from autocompress.policy import Policy
+
+# Enough to compare a pruned network with its masked reference.
+_EXAMPLES = 8
+
+
+def compress(
+    model: nn.Module, policy: Policy, calibration: Tensor, gradients: Callable[[nn.Module], None] | None = None
+) -> nn.Module:
+    """A student: a copy of `model` with channels removed, weights masked and rounded, and activations rounded by `policy`.
+
+    `calibration` holds training inputs (n, ...), by which batch-norm statistics and activation ranges are set.
+    `gradients` leaves the gradient of the training loss in a model's parameters; only the importance "taylor" asks for
+    it. The student is in evaluation mode and can be fine-tuned as it is; the empty policy gives a plain copy. Raises
+    `UnknownNameError` for a layer the model has not, `SurgeryError` when the result would not be what the policy says.
+    """
+    student = deepcopy(model).eval()
+    names = {name for name, _ in student.named_modules()}
+    for name in (*policy.channel_sparsity, *policy.layers):
+        if name not in names:
+            raise unknown_name("layer", name, names - {""})
+    keep = {root: _kept(student.get_submodule(root), share) for root, share in policy.channel_sparsity.items()}
+    prune(student, keep, policy.importance, calibration[:_EXAMPLES], gradients)
+    compress_weights(student, policy.layers)
+    integer = [name for name, layer in policy.layers.items() if layer.activation_bits is not None]
+    if integer:
+        student = quantize_activations(student, integer)
+    if keep or policy.layers:
+        recalibrate(student, calibration)
+    return student.eval()
+
+
+def recalibrate(student: nn.Module, calibration: Tensor) -> None:
+    """Sets batch-norm statistics, then activation ranges, to what `calibration` (n, ...) brings about."""
+    reestimate_batch_norm(student, calibration)
+    observe_activations(student, calibration)
+
+
+def _kept(layer: nn.Module, share: float) -> int:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return round(weight.shape[0] * (1 - share))

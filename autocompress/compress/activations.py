@@ -1,0 +1,41 @@
+"""Quantised activations: where a network must round them so that the runtime can compute in integers."""
+
+from collections.abc import Collection
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from autocompress.errors import SurgeryError
+from autocompress.graph import insert_after, is_add, is_output, module_of, origin, tail, trace
+from autocompress.student import ActivationQuantizer, StudentLayer
+
+
+def quantize_activations(model: nn.Module, layers: Collection[str]) -> GraphModule:
+    """`model` as a graph in which what the named layers read and write goes through an `ActivationQuantizer`.
+
+    Batch norm and ReLU count to the layer before them; sums of quantised values are quantised too, so that a residual
+    network stays in integers from block to block. The outputs of the network stay float. The layers are shared with
+    `model`. Raises `SurgeryError` when the forward function cannot be traced.
+    """
+    graph = trace(model)
+    if graph is None:
+        raise SurgeryError("activations cannot be quantised: the model's forward depends on the values it sees")
+    insert_after(_rounded_nodes(graph, layers), graph, ActivationQuantizer, "activation_")
+    return graph
+
+
+def _rounded_nodes(graph: GraphModule, layers: Collection[str]) -> list[Node]:
+    rounded: dict[Node, None] = {}
+    for node in graph.graph.nodes:
+        if isinstance(module_of(node, graph), StudentLayer) and node.target in layers:
+            rounded[origin(node.args[0], graph)] = None
+            _round_tail(node, graph, rounded)
+        elif is_add(node) and all(isinstance(term, Node) and origin(term, graph) in rounded for term in node.args):
+            _round_tail(node, graph, rounded)
+    return list(rounded)
+
+
+def _round_tail(node: Node, graph: GraphModule, rounded: dict[Node, None]) -> None:
+    last = tail(node, graph)
+    if not is_output(last, graph):
+        rounded[last] = None

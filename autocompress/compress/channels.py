@@ -1,0 +1,157 @@
+"""Structured pruning: which channels can be cut together, and cutting them for good (DepGraph: Fang et al., 2023)."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from autocompress.errors import SurgeryError
+from autocompress.layer import Group
+from autocompress.policy import Importance
+
+# The largest difference, as a share of the largest output, that float rounding may make between a pruned network and
+# the same network with the removed channels zeroed.
+TOLERANCE = 1e-3
+
+
+def find_groups(model: nn.Module, example: Tensor) -> tuple[list[Group], dict[str, str]]:
+    """The channel groups of `model` that can be cut, and the layers whose channels cannot, with the reason.
+
+    Every group is tried: half its channels are cut, and the outputs compared with the same network in which those
+    channels are zero. `example` is a batch of shape (n, ...).
+    """
+    graph = _graph(model, example)
+    names = {module: name for name, module in graph.model.named_modules()}
+    found: list[Group] = []
+    for group in graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]):
+        writers = _members(group, graph, names, graph.is_out_channel_pruning_fn)
+        readers = _members(group, graph, names, graph.is_in_channel_pruning_fn)
+        found.append(Group(name=writers[0], channels=len(group[0].idxs), writers=writers, readers=readers))
+    order = {name: place for place, name in enumerate(names.values())}
+    usable, refused = [], {}
+    for candidate in sorted(found, key=lambda group: order[group.name]):
+        reason = _why_not(model, candidate, example)
+        if reason is None:
+            usable.append(candidate)
+        else:
+            refused |= dict.fromkeys(candidate.writers, reason)
+    return usable, refused
+
+
+def prune(
+    model: nn.Module,
+    keep: dict[str, int],
+    importance: Importance,
+    example: Tensor,
+    gradients: Callable[[nn.Module], None] | None = None,
+) -> None:
+    """Cuts channels of `model` in place until each group named in `keep` has that many, least important first.
+
+    `importance` "taylor" needs `gradients`, which leaves the gradient of the training loss in the parameters.
+    Raises `SurgeryError` when the result differs from the network with the removed channels zeroed.
+    """
+    if not keep:
+        return
+    if importance == "taylor":
+        if gradients is None:
+            raise ValueError("importance 'taylor' needs gradients")
+        gradients(model)
+    reference = deepcopy(model).eval()
+    masked = _graph(reference, example)
+    graph = _graph(model, example)
+    measure = _measure(importance)
+    doomed: list[tuple[str, list[int]]] = []
+    for root, kept in keep.items():
+        every = _group_at(graph, model.get_submodule(root), None)
+        scores = measure(every)
+        if scores is None:  # batch-norm scales asked of a group without batch norm
+            scores = _measure("l1")(every)
+        doomed.append((root, torch.argsort(scores)[: len(scores) - kept].tolist()))
+    for root, channels in doomed:
+        _silence(_group_at(masked, reference.get_submodule(root), channels), masked)
+    for root, channels in doomed:
+        _group_at(graph, model.get_submodule(root), channels).prune()
+    model.zero_grad(set_to_none=True)
+    _compare(model, reference, example)
+
+
+def _graph(model: nn.Module, example: Tensor) -> Any:
+    # torch-pruning finds dependencies by the autograd graph: without gradients it would see one group only.
+    with torch.enable_grad():
+        frozen = [parameter.requires_grad_(requires_grad=True) for parameter in model.parameters() if not parameter.requires_grad]
+        graph = tp.DependencyGraph().build_dependency(model.eval(), example_inputs=example, verbose=False)
+        for parameter in frozen:
+            parameter.requires_grad_(requires_grad=False)
+    return graph
+
+
+def _group_at(graph: Any, root: nn.Module, channels: Sequence[int] | None) -> Any:
+    cut = tp.prune_linear_out_channels if isinstance(root, nn.Linear) else tp.prune_conv_out_channels
+    if channels is None:
+        channels = range(root.out_features if isinstance(root, nn.Linear) else root.out_channels)  # type: ignore[arg-type]
+    return graph.get_pruning_group(root, cut, idxs=list(channels))
+
+
+def _members(group: Any, graph: Any, names: dict[nn.Module, str], side: Callable[[Any], bool]) -> tuple[str, ...]:
+    found = {
+        names[dependency.target.module]: None
+        for dependency, _ in group
+        if side(dependency.handler) and isinstance(dependency.target.module, nn.Conv2d | nn.Linear)
+    }
+    places = {name: place for place, name in enumerate(names.values())}
+    return tuple(sorted(found, key=lambda name: places[name]))
+
+
+def _measure(importance: Importance) -> Any:
+    match importance:
+        case "l1":
+            return tp.importance.GroupMagnitudeImportance(p=1)
+        case "l2":
+            return tp.importance.GroupMagnitudeImportance(p=2)
+        case "bn_scale":
+            return tp.importance.BNScaleImportance()
+        case "taylor":
+            return tp.importance.GroupTaylorImportance()
+
+
+def _silence(group: Any, graph: Any) -> None:
+    with torch.no_grad():
+        for dependency, channels in group:
+            module = dependency.target.module
+            writes = graph.is_out_channel_pruning_fn(dependency.handler)
+            if not writes or not isinstance(module, nn.Module):
+                continue
+            for parameter in (getattr(module, "weight", None), getattr(module, "bias", None)):
+                if parameter is not None:
+                    parameter[channels] = 0
+
+
+def _compare(pruned: nn.Module, reference: nn.Module, example: Tensor) -> None:
+    was_training = pruned.training
+    with torch.no_grad():
+        try:
+            got = pruned.eval()(example)
+        except RuntimeError as error:
+            raise SurgeryError(f"the pruned network does not run: {str(error).splitlines()[0]}") from error
+        expected = reference.eval()(example)
+    pruned.train(was_training)
+    if got.shape != expected.shape:
+        raise SurgeryError("its channels are the outputs of the network")
+    error = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
+    if not error <= TOLERANCE:
+        raise SurgeryError(f"the pruned network differs from the one with those channels zeroed by {error:.1%} of its largest output")
+
+
+def _why_not(model: nn.Module, group: Group, example: Tensor) -> str | None:
+    if group.channels < 2:
+        return "has a single channel"
+    try:
+        prune(deepcopy(model), {group.name: group.channels // 2}, "l1", example)
+    except SurgeryError as error:
+        return str(error)
+    except Exception as error:  # noqa: BLE001  # whatever the library raises on this graph: the group is left alone
+        return f"torch-pruning: {type(error).__name__}: {error}"
+    return None

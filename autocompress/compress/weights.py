@@ -1,0 +1,35 @@
+"""What becomes of single weights: which are zero, and in how many bits the others are stored."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.errors import SurgeryError
+from autocompress.policy import LayerPolicy
+from autocompress.student import StudentConv2d, StudentLinear
+
+
+def compress_weights(model: nn.Module, layers: Mapping[str, LayerPolicy]) -> None:
+    """Replaces the named layers of `model` in place by student layers that are masked and rounded as their policy says.
+
+    Raises `SurgeryError` for a layer that is neither an `nn.Conv2d` nor an `nn.Linear`.
+    """
+    for name, policy in layers.items():
+        layer = model.get_submodule(name)
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
+            raise SurgeryError(f"layer {name!r} is a {type(layer).__name__}; only Conv2d and Linear can be compressed")
+        student = StudentConv2d(layer) if isinstance(layer, nn.Conv2d) else StudentLinear(layer)
+        if policy.weight_sparsity:
+            student.sparsify(largest_weights(layer.weight, policy.weight_sparsity))
+        if policy.weight_bits is not None:
+            student.quantize(policy.weight_bits)
+        model.set_submodule(name, student)
+
+
+def largest_weights(weight: Tensor, sparsity: float) -> Tensor:
+    """A mask of `weight`'s shape that is False for the share `sparsity` of smallest magnitude (rounded down)."""
+    zeros = int(sparsity * weight.numel())
+    mask = torch.ones(weight.numel(), dtype=torch.bool, device=weight.device)
+    mask[weight.detach().abs().flatten().argsort()[:zeros]] = False
+    return mask.view(weight.shape)

@@ -1,0 +1,95 @@
+"""A network as a graph of calls (torch.fx), and what of it matters to quantisation and to export."""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node, Tracer
+
+from autocompress.student import ActivationQuantizer, StudentLayer
+
+# These pass values on as they are, only fewer or in other places: rounding before them is rounding after them.
+_MOVE = (nn.MaxPool1d, nn.MaxPool2d, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout2d, nn.Identity)
+_MOVE_CALLS: set[Any] = {torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze}
+_MOVE_CALLS |= {nn.functional.max_pool2d, nn.functional.max_pool1d, nn.functional.dropout, torch.max_pool2d}
+_MOVE_CALLS |= {"flatten", "view", "reshape", "permute", "transpose", "contiguous", "squeeze", "unsqueeze"}
+
+# These are executed together with the layer before them.
+_NORM = (nn.BatchNorm1d, nn.BatchNorm2d)
+_CLIP = (nn.ReLU, nn.ReLU6)
+_CLIP_CALLS: set[Any] = {torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu6, "relu", "relu_"}
+
+_ADD_CALLS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
+
+
+class _LayerTracer(Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, StudentLayer | ActivationQuantizer) or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(model: nn.Module) -> GraphModule | None:
+    """`model` in evaluation mode as a graph that shares its layers; None when its forward depends on the values it sees."""
+    was_training = model.training
+    try:
+        return GraphModule(model, _LayerTracer().trace(model.eval()))
+    except (torch.fx.proxy.TraceError, TypeError, ValueError, RuntimeError, NotImplementedError):
+        return None
+    finally:
+        model.train(was_training)
+
+
+def module_of(node: Any, graph: GraphModule) -> nn.Module | None:
+    """The module that a node calls, if any."""
+    return graph.get_submodule(node.target) if isinstance(node, Node) and node.op == "call_module" else None
+
+
+def is_add(node: Node) -> bool:
+    return node.op in ("call_function", "call_method") and node.target in _ADD_CALLS
+
+
+def norm_after(node: Node, graph: GraphModule) -> Node | None:
+    """The batch norm that is the only user of `node`, if there is one."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 and isinstance(module_of(users[0], graph), _NORM) else None
+
+
+def origin(node: Node, graph: GraphModule) -> Node:
+    """The node that made the values `node` passes on: walks back through max-pooling, flattening and the like."""
+    while _is(node, graph, _MOVE, _MOVE_CALLS) and node.args and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node
+
+
+def tail(node: Node, graph: GraphModule) -> Node:
+    """The last of the nodes executed together with `node`: the batch norm and the ReLU that follow it, if they do."""
+    node = norm_after(node, graph) or node
+    users = list(node.users)
+    return users[0] if len(users) == 1 and _is(users[0], graph, _CLIP, _CLIP_CALLS) else node
+
+
+def is_output(node: Node, graph: GraphModule) -> bool:
+    """True when the values of `node` go nowhere but out of the network."""
+    return all(
+        user.op == "output" or (_is(user, graph, _MOVE, _MOVE_CALLS) and is_output(user, graph)) for user in node.users
+    )
+
+
+def insert_after(nodes: list[Node], graph: GraphModule, make: Callable[[], nn.Module], prefix: str) -> None:
+    """Calls a new module on the value of each node; all its users then use the result."""
+    for place, node in enumerate(nodes):
+        name = f"{prefix}{place}"
+        graph.add_submodule(name, make())
+        users = list(node.users)
+        with graph.graph.inserting_after(node):
+            inserted = graph.graph.call_module(name, (node,))
+        for user in users:
+            user.replace_input_with(node, inserted)
+    graph.recompile()
+
+
+def _is(node: Node, graph: GraphModule, modules: tuple[type[nn.Module], ...], calls: set[Any]) -> bool:
+    if node.op == "call_module":
+        return isinstance(module_of(node, graph), modules)
+    return node.op in ("call_function", "call_method") and node.target in calls

@@ -1,0 +1,289 @@
+"""A student in, an ONNX graph out: batch norm folded, integer codes and scales in place of rounded weights."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from copy import deepcopy
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+
+from autocompress.errors import ExportError
+from autocompress.graph import module_of, norm_after, origin, tail, trace
+from autocompress.student import ActivationQuantizer, StudentLayer, per_channel
+
+# The first opset with 2-bit tensors.
+OPSET = 25
+IR_VERSION = 13
+
+# The name of codes that are wanted as floats: a DequantizeLinear of them would be executed at every run.
+LOADED_CODES = "loaded_codes"
+
+
+def to_onnx(student: nn.Module, example: Tensor) -> onnx.ModelProto:
+    """The graph that computes what `student` computes, for any batch size; weights are int8 codes where they are rounded.
+
+    `example` is a batch of shape (n, ...), n >= 2. Integer layers are QDQ pairs as ONNX Runtime fuses them. The input
+    is called ``input``, the output ``output``. Raises `ExportError`.
+    """
+    model = _deployed(deepcopy(student).cpu().eval())
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        with _silence():
+            program = torch.onnx.export(
+                model,
+                (example.cpu(),),
+                dynamo=True,
+                opset_version=23,
+                dynamic_shapes=({0: batch},),
+                input_names=["input"],
+                output_names=["output"],
+                verbose=False,
+            )
+    except Exception as error:
+        raise ExportError(f"torch.onnx cannot export the student: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+    assert program is not None
+    return _small(_floats_at_load(program.model_proto))
+
+
+class _DeployedQuantizer(nn.Module):
+    """`ActivationQuantizer` as a QuantizeLinear / DequantizeLinear pair."""
+
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        super().__init__()
+        scale, zero_point = quantizer.grid()
+        self.register_buffer("scale", torch.tensor(scale))
+        self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.uint8))
+
+    def forward(self, activation: Tensor) -> Tensor:
+        rounded = _onnx("QuantizeLinear", [activation, self.scale, self.zero_point], activation.shape, torch.uint8)
+        return _onnx("DequantizeLinear", [rounded, self.scale, self.zero_point], activation.shape, torch.float32)
+
+
+class _DeployedLayer(nn.Module):
+    """A student layer with its batch norm folded in, as codes and scales.
+
+    With `input_scale` the codes stay integers until the runtime fuses them with the layer. Without it they become floats
+    once, when the file is loaded (`_floats_at_load`).
+    """
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, codes: Tensor, scale: Tensor, bias: Tensor | None, input_scale: float | None) -> None:
+        super().__init__()
+        self.layer = deepcopy(layer)
+        self.is_linear = isinstance(layer, nn.Linear)
+        self.layer.weight = self.layer.bias = None  # type: ignore[assignment]
+        self.integer = input_scale is not None
+        self.register_buffer("codes" if self.integer else LOADED_CODES, codes)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", torch.zeros(len(scale), dtype=torch.int8))
+        self.has_bias = bias is not None
+        if bias is not None and self.is_linear and input_scale is not None:
+            self.register_buffer("bias_scale", scale * input_scale)
+            bias = (bias / (scale * input_scale)).round().clamp(-(2**31), 2**31 - 1).to(torch.int32)
+        self.register_buffer("bias", bias)
+
+    def forward(self, activation: Tensor) -> Tensor:
+        weight = self._weight()
+        if isinstance(self.layer, nn.Conv2d):
+            return self.layer._conv_forward(activation, weight, self.bias)
+        return nn.functional.linear(activation, weight, self._linear_bias())
+
+    def _weight(self) -> Tensor:
+        codes = self.codes if self.integer else self.get_buffer(LOADED_CODES)
+        # ONNX Runtime fuses a Gemm only if its weight has a zero point; a Conv does without.
+        inputs = [codes, self.scale, *([self.zero_point] if self.integer and self.is_linear else [])]
+        return _onnx("DequantizeLinear", inputs, codes.shape, torch.float32, axis=0)
+
+    def _linear_bias(self) -> Tensor | None:
+        if not (self.integer and self.has_bias):
+            return self.bias
+        return _onnx("DequantizeLinear", [self.bias, self.bias_scale], self.bias.shape, torch.float32, axis=0)
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    bias_scale: Tensor
+    bias: Tensor
+
+
+def _onnx(operator: str, inputs: list[Tensor], shape: torch.Size, dtype: torch.dtype, **attributes: int) -> Tensor:
+    return torch.onnx.ops.symbolic(operator, inputs, attributes, dtype=dtype, shape=shape, version=23)
+
+
+def _deployed(student: nn.Module) -> nn.Module:
+    graph = trace(student)
+    if graph is None:  # batch norm stays where it is, weights without integer activations still become codes
+        for name, module in list(student.named_modules()):
+            if isinstance(module, StudentLayer):
+                student.set_submodule(name, _deploy(module, None, None))
+        return student
+    for node in list(graph.graph.nodes):
+        module = module_of(node, graph)
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            _fold(node, module, graph)
+        elif isinstance(module, ActivationQuantizer):
+            graph.set_submodule(node.target, _DeployedQuantizer(module))
+    graph.graph.lint()
+    graph.recompile()
+    return graph
+
+
+def _fold(node: Node, layer: nn.Conv2d | nn.Linear, graph: GraphModule) -> None:
+    input_scale = _input_scale(node, layer, graph)
+    norm_node = norm_after(node, graph)
+    norm = module_of(norm_node, graph) if norm_node is not None else None
+    shared = sum(other.target == node.target for other in graph.graph.nodes) > 1
+    if norm_node is not None and norm is not None and not shared:
+        norm_node.replace_all_uses_with(node)
+        graph.graph.erase_node(norm_node)
+    else:
+        norm = None
+    graph.set_submodule(str(node.target), _deploy(layer, norm, input_scale))
+
+
+def _input_scale(node: Node, layer: nn.Conv2d | nn.Linear, graph: GraphModule) -> float | None:
+    source = node.args[0]
+    assert isinstance(source, Node)
+    quantizer = module_of(origin(source, graph), graph)
+    if isinstance(quantizer, _DeployedQuantizer):
+        # A convolution with float outputs has no integer kernel: rounding its codes at load is faster.
+        users = list(tail(node, graph).users)
+        rounded = all(isinstance(module_of(user, graph), ActivationQuantizer) for user in users)
+        if isinstance(layer, nn.Linear) or rounded:
+            return float(quantizer.scale)  # type: ignore[arg-type]
+    return None
+
+
+def _deploy(layer: nn.Module, norm: nn.Module | None, input_scale: float | None) -> nn.Module:
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    if isinstance(layer, StudentLayer) and layer.bits is not None:
+        codes, scale = layer.codes()
+        weight, bias = _norm_folded(layer, per_channel(scale, codes) * codes, norm)
+        gain = _norm_gain(norm)
+        if gain is not None:
+            codes, scale = codes * per_channel(gain.sign().to(torch.int8), codes), scale * gain.abs()
+        return _DeployedLayer(layer, codes, scale, bias, input_scale)
+    weight = layer.effective_weight().detach() if isinstance(layer, StudentLayer) else layer.weight.detach()
+    weight, bias = _norm_folded(layer, weight, norm)
+    plain = deepcopy(layer)
+    plain = _as_plain(plain)
+    plain.weight = nn.Parameter(weight)
+    plain.bias = None if bias is None else nn.Parameter(bias)
+    return plain
+
+
+def _as_plain(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
+    if isinstance(layer, StudentLayer):
+        layer.bits, layer.scale = None, None
+        layer.mask = None
+    return layer
+
+
+def _norm_gain(norm: nn.Module | None) -> Tensor | None:
+    if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+        return None
+    assert norm.running_var is not None
+    gain = (norm.running_var + norm.eps).rsqrt()
+    return (gain * norm.weight).detach() if norm.affine else gain
+
+
+def _norm_folded(layer: nn.Conv2d | nn.Linear, weight: Tensor, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+    bias = None if layer.bias is None else layer.bias.detach()
+    if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+        return weight, bias
+    assert norm.running_mean is not None and norm.running_var is not None
+    fuse = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
+    affine = (norm.weight, norm.bias) if norm.affine else (torch.ones_like(norm.running_var), torch.zeros_like(norm.running_var))
+    folded, shifted = fuse(weight, bias, norm.running_mean, norm.running_var, norm.eps, *affine)
+    return folded.detach(), shifted.detach()
+
+
+def _floats_at_load(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Replaces the DequantizeLinear of `LOADED_CODES` by a Cast and a Mul, which ONNX Runtime folds into a constant."""
+    shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    scales = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    for node in nodes:
+        if node.op_type == "DequantizeLinear" and node.input[0].endswith(LOADED_CODES):
+            codes, scale = node.input[0], node.input[1]
+            column = onnx.numpy_helper.to_array(scales[scale]).reshape(-1, *[1] * (len(shapes[codes]) - 1))
+            model.graph.initializer.append(onnx.numpy_helper.from_array(column, f"{codes}_scale"))
+            floats = f"{codes}_floats"
+            model.graph.node.append(onnx.helper.make_node("Cast", [codes], [floats], to=onnx.TensorProto.FLOAT))
+            node = onnx.helper.make_node("Mul", [floats, f"{codes}_scale"], [node.output[0]])
+        model.graph.node.append(node)
+    return model
+
+
+def _small(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph without what only a debugger reads: in a small network names and traces outweigh the weights."""
+    graph = model.graph
+    short = {"": ""} | {value.name: value.name for value in (*graph.input, *graph.output)}
+    kept: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    initializers = list(graph.initializer)
+    del graph.initializer[:]
+    for tensor in initializers:
+        content = onnx.numpy_helper.to_array(tensor)
+        key = (tensor.data_type, tuple(tensor.dims), content.tobytes())
+        if key not in kept:
+            kept[key] = f"w{len(kept):x}"
+            graph.initializer.append(onnx.numpy_helper.from_array(content, kept[key]))
+        short[tensor.name] = kept[key]
+    for place, node in enumerate(graph.node):
+        for index, name in enumerate(node.output):
+            short.setdefault(name, f"t{place:x}" if index == 0 else f"t{place:x}_{index}" if name else "")
+    for node in graph.node:
+        node.name = node.doc_string = ""
+        del node.metadata_props[:]
+        _drop_defaults(node)
+        node.input[:] = [short[name] for name in node.input]
+        node.output[:] = [short[name] for name in node.output]
+    used = {name for node in graph.node for name in node.input}
+    weights = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(weights)
+    del graph.value_info[:], graph.metadata_props[:], model.metadata_props[:], model.functions[:]
+    for value in (*graph.input, *graph.output):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    graph.name, graph.doc_string, model.doc_string, model.producer_name, model.producer_version = "g", "", "", "autocompress", ""
+    model.ir_version = IR_VERSION
+    del model.opset_import[:]
+    model.opset_import.append(onnx.helper.make_opsetid("", OPSET))
+    return model
+
+
+def _drop_defaults(node: onnx.NodeProto) -> None:
+    schema = onnx.defs.get_schema(node.op_type, OPSET, "").attributes
+    needed = []
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        default = schema[attribute.name].default_value
+        usual = onnx.helper.get_attribute_value(default) if default.type else None
+        ones = attribute.name in ("strides", "dilations") and set(value) == {1}
+        zeros = attribute.name == "pads" and not any(value)
+        inferred = attribute.name == "kernel_shape" and node.op_type == "Conv"
+        if not (value == usual or ones or zeros or inferred):
+            needed.append(attribute)
+    del node.attribute[:]
+    node.attribute.extend(needed)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    # The exporter reports its progress and its optional extras; what matters to the user is in the exception.
+    exporter = logging.getLogger("torch.onnx")
+    before = exporter.level
+    exporter.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter.setLevel(before)

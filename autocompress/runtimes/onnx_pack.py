@@ -1,0 +1,194 @@
+"""Weights in the fewest bytes from which ONNX Runtime itself restores them, once, when it loads the file.
+
+Every form is made of standard operations on constants. ONNX Runtime folds those before it fuses quantised layers, so
+that a 3-bit or a sparse layer runs in the same integer kernel as an 8-bit one. No custom operator, no custom loader.
+
+    8 bits   the codes
+    4, 2     INT4 / INT2 tensor -> Cast
+    6        INT4 * 4 + UINT2
+    5, 3     INT4 or INT2 * 2 + bit plane
+    7        INT4 * 8 + UINT2 * 2 + bit plane
+    sparse   bit plane of the places that are not zero, and the other values in any form above
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+Codes = NDArray[Any]
+
+# How a code of so many bits is cut into planes, most significant first; the first one is signed.
+PLANES: dict[int, tuple[int, ...]] = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
+
+# A sparse form below this share of zeros is never smaller; do not even try it.
+_FEWEST_ZEROS = 0.05
+
+
+def pack(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with every weight tensor in its smallest form: int8 codes by the bits they need, any weights by their zeros.
+
+    The restored weights are equal, bit for bit.
+    """
+    packed = onnx.ModelProto()
+    packed.CopyFrom(model)
+    graph = packed.graph
+    tensors, nodes = list(graph.initializer), list(graph.node)
+    del graph.initializer[:], graph.node[:]
+    writer = _Writer()
+    for tensor in tensors:
+        if not (_is_codes(tensor) or _is_weight(tensor)):
+            writer.tensors.append(tensor)
+            continue
+        forms = [*_forms(tensor, writer)]
+        writer = min(forms, key=lambda form: form.size())
+    graph.initializer.extend(writer.tensors)
+    graph.node.extend([*writer.nodes, *nodes])
+    return packed
+
+
+def bits_needed(codes: Codes) -> int:
+    """The least width, 2..8, whose signed integers hold all of `codes`."""
+    low, high = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
+    return next(bits for bits in range(2, 9) if -(2 ** (bits - 1)) <= low and high < 2 ** (bits - 1))
+
+
+@dataclass
+class _Writer:
+    """Tensors and nodes under construction; constants that several weights need are written once."""
+
+    tensors: list[TensorProto] = field(default_factory=list)
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    shared: dict[bytes, str] = field(default_factory=dict)
+    names: int = 0
+
+    def copy(self) -> "_Writer":
+        return _Writer([*self.tensors], [*self.nodes], {**self.shared}, self.names)
+
+    def size(self) -> int:
+        # Two bytes around each field: its key and its length.
+        return sum(part.ByteSize() + 2 for part in (*self.tensors, *self.nodes))
+
+    def name(self) -> str:
+        self.names += 1
+        return f"p{self.names - 1:x}"
+
+    def constant(self, value: NDArray[Any]) -> str:
+        key = str(value.dtype).encode() + str(value.shape).encode() + value.tobytes()
+        if key not in self.shared:
+            self.shared[key] = self.name()
+            self.tensors.append(numpy_helper.from_array(value, self.shared[key]))
+        return self.shared[key]
+
+    def tensor(self, kind: int, shape: tuple[int, ...], content: bytes) -> str:
+        tensor = TensorProto(name=self.name(), data_type=kind, dims=shape, raw_data=content)
+        self.tensors.append(tensor)
+        return tensor.name
+
+    def call(self, operator: str, *inputs: str, output: str | None = None, **attributes: int) -> str:
+        name = output or self.name()
+        self.nodes.append(helper.make_node(operator, list(inputs), [name], **attributes))
+        return name
+
+
+def _is_codes(tensor: TensorProto) -> bool:
+    return tensor.data_type == TensorProto.INT8 and len(tensor.dims) >= 2
+
+
+def _is_weight(tensor: TensorProto) -> bool:
+    return tensor.data_type == TensorProto.FLOAT and len(tensor.dims) >= 2
+
+
+def _forms(tensor: TensorProto, writer: _Writer) -> Iterator[_Writer]:
+    content = numpy_helper.to_array(tensor)
+    plain = writer.copy()
+    plain.tensors.append(tensor)
+    yield plain
+    widths = [bits for bits in PLANES if bits_needed(content) <= bits < 8] if _is_codes(tensor) else []
+    for bits in widths:
+        dense = writer.copy()
+        _dense(dense, content, bits, tensor.name)
+        yield dense
+    if (content == 0).mean() < _FEWEST_ZEROS:
+        return
+    for bits_or_plain in [*widths, None]:
+        sparse = writer.copy()
+        _sparse(sparse, content, bits_or_plain, tensor.name)
+        yield sparse
+
+
+def _dense(writer: _Writer, codes: Codes, bits: int, output: str) -> None:
+    if len(PLANES[bits]) == 1:
+        writer.call("Cast", _plane(writer, codes, bits, signed=True), output=output, to=TensorProto.INT8)
+        return
+    writer.call("Cast", _floats(writer, codes, bits), output=output, to=TensorProto.INT8)
+
+
+def _floats(writer: _Writer, codes: Codes, bits: int) -> str:
+    """The codes as a float tensor: every sum and product of such small integers is exact."""
+    total, left = "", bits
+    for width in PLANES[bits]:
+        left -= width
+        part = codes.astype(np.int16) >> left
+        if not total:
+            plane = writer.call("Cast", _plane(writer, part, width, signed=True), to=TensorProto.FLOAT)
+        elif width == 1:
+            plane = _bits(writer, part & 1, TensorProto.FLOAT)
+        else:
+            plane = writer.call("Cast", _plane(writer, part & (2**width - 1), width, signed=False), to=TensorProto.FLOAT)
+        if left:
+            plane = writer.call("Mul", plane, writer.constant(np.float32(2**left).reshape(())))
+        total = writer.call("Add", total, plane) if total else plane
+    return total
+
+
+def _plane(writer: _Writer, values: Codes, width: int, *, signed: bool) -> str:
+    """A tensor of native 2- or 4-bit integers, `8 / width` to the byte, least significant first."""
+    kinds = {
+        (4, True): TensorProto.INT4,
+        (4, False): TensorProto.UINT4,
+        (2, True): TensorProto.INT2,
+        (2, False): TensorProto.UINT2,
+    }
+    to_a_byte = 8 // width
+    flat = (values.astype(np.int16) & (2**width - 1)).astype(np.uint8).ravel()
+    padded = np.zeros(-(-flat.size // to_a_byte) * to_a_byte, dtype=np.uint8)
+    padded[: flat.size] = flat
+    shifted = padded.reshape(-1, to_a_byte) << (np.arange(to_a_byte, dtype=np.uint8) * width)
+    content = np.bitwise_or.reduce(shifted, axis=1).astype(np.uint8).tobytes()
+    return writer.tensor(kinds[width, signed], values.shape, content)
+
+
+def _bits(writer: _Writer, flags: Codes, kind: int) -> str:
+    """`flags` (0 or 1) as a tensor of type `kind` and the same shape, stored eight to the byte."""
+    content = np.packbits(flags.astype(bool).ravel(), bitorder="little")
+    stored = writer.constant(content.reshape(-1, 1))
+    places = writer.constant(np.left_shift(np.uint8(1), np.arange(8, dtype=np.uint8)))
+    found = writer.call("Cast", writer.call("BitwiseAnd", stored, places), to=TensorProto.BOOL)
+    unpacked = writer.call("Cast", found, to=kind)
+    if flags.size % 8:
+        row = writer.call("Reshape", unpacked, writer.constant(np.array([-1], dtype=np.int64)))
+        begin, end = np.array([0], dtype=np.int64), np.array([flags.size], dtype=np.int64)
+        unpacked = writer.call("Slice", row, writer.constant(begin), writer.constant(end))
+    return writer.call("Reshape", unpacked, writer.constant(np.array(flags.shape, dtype=np.int64)))
+
+
+def _sparse(writer: _Writer, content: Codes, bits: int | None, output: str) -> None:
+    """Place 0 of the values is a zero; every weight picks its value by counting the non-zeros up to it."""
+    flat = content.ravel()
+    values = np.concatenate([np.zeros(1, dtype=content.dtype), flat[flat != 0]])
+    present = _bits(writer, flat != 0, TensorProto.INT32)
+    count = writer.call("CumSum", present, writer.constant(np.array(0, dtype=np.int64)))
+    places = writer.call("Mul", count, present)
+    if bits is None:
+        stored = writer.constant(values)
+    elif len(PLANES[bits]) == 1:
+        stored = writer.call("Cast", _plane(writer, values, bits, signed=True), to=TensorProto.INT8)
+    else:
+        stored = writer.call("Cast", _floats(writer, values, bits), to=TensorProto.INT8)
+    picked = writer.call("Gather", stored, places)
+    writer.call("Reshape", picked, writer.constant(np.array(content.shape, dtype=np.int64)), output=output)

@@ -1,0 +1,172 @@
+"""The layers a compressed network is made of while it is fine-tuned: float weights, seen through a mask and a grid.
+
+They hold what training changes (float weights, learned scales) and give what the exported file stores (integer codes,
+scales). `autocompress.compress` puts them in, `autocompress.runtimes` reads them out.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+# A scale never gets smaller: a channel of zeros would otherwise divide by zero.
+SMALLEST_SCALE = 1e-8
+
+
+def largest_code(bits: int) -> int:
+    """The largest code of a symmetric grid of `bits` bits: 127 for 8, 1 for 2 (ternary weights)."""
+    return int(2 ** (bits - 1)) - 1
+
+
+def per_channel(scale: Tensor, weight: Tensor) -> Tensor:
+    """`scale` of shape (out,) shaped to multiply a weight of shape (out, ...)."""
+    return scale.view(-1, *[1] * (weight.dim() - 1))
+
+
+class _LearnedStep(torch.autograd.Function):
+    """Rounds a weight to its grid; passes gradients to the weight and to the scale (LSQ: Esser et al., 2020)."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scale: Tensor, largest: int) -> Tensor:
+        step = per_channel(scale, weight)
+        steps = weight / step
+        codes = steps.round().clamp_(-largest, largest)
+        ctx.save_for_backward(steps, codes)
+        ctx.largest = largest
+        return codes * step
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (gradient,) = gradients
+        steps, codes = ctx.saved_tensors
+        inside = steps.abs() <= ctx.largest
+        per_weight = torch.where(inside, codes - steps, codes)
+        damping = (steps[0].numel() * ctx.largest) ** -0.5
+        return gradient * inside, (gradient * per_weight).flatten(1).sum(1) * damping, None
+
+
+def best_scales(weight: Tensor, bits: int) -> Tensor:
+    """The scale of each output channel, shape (out,), that rounds `weight` with least squared error, of 48 tried."""
+    largest = largest_code(bits)
+    rows = weight.detach().flatten(1)
+    widest = rows.abs().amax(1).clamp_min(SMALLEST_SCALE * largest)
+    best, least = widest / largest, torch.full_like(widest, float("inf"))
+    for share in torch.linspace(0.2, 1.0, 48).tolist():
+        scale = (widest * share / largest).clamp_min(SMALLEST_SCALE)
+        step = scale[:, None]
+        error = ((rows / step).round().clamp(-largest, largest) * step - rows).square().sum(1)
+        best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
+    return best
+
+
+class StudentLayer(nn.Module):
+    """What `StudentConv2d` and `StudentLinear` share: a mask of the weights that stay, and a grid of `bits` bits.
+
+    `mask` is None or a bool tensor of the weight's shape; `bits` None keeps float weights; `scale` has shape (out,).
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    bits: int | None
+    mask: Tensor | None
+    scale: nn.Parameter | None
+
+    def sparsify(self, mask: Tensor) -> None:
+        """Weights where `mask` is False are zero from now on, whatever training does."""
+        self.mask = mask
+
+    def quantize(self, bits: int) -> None:
+        """Rounds the weights to `bits` bits from now on, with a learned scale for each output channel."""
+        self.bits = bits
+        self.scale = nn.Parameter(best_scales(self._masked(), bits))
+
+    def effective_weight(self) -> Tensor:
+        """The weight as it acts: masked and rounded. Same shape as `weight`."""
+        weight = self._masked()
+        if self.bits is None or self.scale is None:
+            return weight
+        scale = self.scale.clamp_min(SMALLEST_SCALE)
+        return cast(Tensor, _LearnedStep.apply(weight, scale, largest_code(self.bits)))
+
+    def codes(self) -> tuple[Tensor, Tensor]:
+        """What the file stores: int8 codes of the weight's shape and positive scales of shape (out,)."""
+        assert self.bits is not None and self.scale is not None
+        weight, scale = self._masked().detach(), self.scale.detach().clamp_min(SMALLEST_SCALE)
+        largest = largest_code(self.bits)
+        return (weight / per_channel(scale, weight)).round().clamp(-largest, largest).to(torch.int8), scale
+
+    def _masked(self) -> Tensor:
+        return self.weight if self.mask is None else self.weight * self.mask
+
+    def _take_over(self, layer: nn.Conv2d | nn.Linear) -> None:
+        self.weight, self.bias = layer.weight, layer.bias
+        self.bits, self.scale = None, None
+        self.register_buffer("mask", None)
+
+
+class StudentConv2d(StudentLayer, nn.Conv2d):
+    """A convolution that shares the parameters of the one it is made from."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        nn.Conv2d.__init__(
+            self,
+            conv.in_channels,
+            conv.out_channels,
+            cast(Any, conv.kernel_size),
+            cast(Any, conv.stride),
+            cast(Any, conv.padding),
+            cast(Any, conv.dilation),
+            conv.groups,
+            bias=conv.bias is not None,
+            padding_mode=conv.padding_mode,
+            device="meta",
+        )
+        self._take_over(conv)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name
+        return self._conv_forward(input, self.effective_weight(), self.bias)
+
+
+class StudentLinear(StudentLayer, nn.Linear):
+    """A linear layer that shares the parameters of the one it is made from."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, linear: nn.Linear) -> None:
+        nn.Linear.__init__(self, linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        self._take_over(linear)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name
+        return nn.functional.linear(input, self.effective_weight(), self.bias)
+
+
+class ActivationQuantizer(nn.Module):
+    """Rounds an activation to 256 steps between the smallest and the largest value seen while observing.
+
+    It observes, and passes values on as they are, until `observing` is set to False. An activation that was never negative gets zero point 0: only then does ONNX Runtime fuse the ReLU before it.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observing = True
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.zeros(()))
+
+    def grid(self) -> tuple[float, int]:
+        """The scale and the zero point (0..255)."""
+        low, high = float(self.low), float(self.high)
+        scale = max(high - low, SMALLEST_SCALE) / 255
+        return scale, round(-low / scale)
+
+    def forward(self, activation: Tensor) -> Tensor:
+        if self.observing:
+            self.low.copy_(torch.minimum(self.low, activation.detach().amin()))
+            self.high.copy_(torch.maximum(self.high, activation.detach().amax()))
+            return activation
+        scale, zero_point = self.grid()
+        return torch.fake_quantize_per_tensor_affine(activation, scale, zero_point, 0, 255)

@@ -1,7 +1,6 @@
 """The run folder: where everything a search leaves behind lies, and under which name."""
 
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -106,15 +105,16 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise RunFolderError(f"{self.path} is damaged: cannot read {path.name} ({error})") from error
 
-    def write(self, path: Path, content: str | bytes) -> None:
-        """Writes a whole file or, if the process dies in the middle, leaves the old one as it was."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        data = content.encode() if isinstance(content, str) else content
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a whole file or, if the process dies in the middle, leaves the old one as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        draft = Path(file.name)
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.replace(name, path)
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.close()
+            draft.replace(path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            draft.unlink(missing_ok=True)
             raise

@@ -42,7 +42,7 @@ def trace(model: nn.Module) -> GraphModule | None:
 
 def module_of(node: Any, graph: GraphModule) -> nn.Module | None:
     """The module that a node calls, if any."""
-    return graph.get_submodule(node.target) if isinstance(node, Node) and node.op == "call_module" else None
+    return graph.get_submodule(str(node.target)) if isinstance(node, Node) and node.op == "call_module" else None
 
 
 def is_add(node: Node) -> bool:
@@ -71,9 +71,7 @@ def tail(node: Node, graph: GraphModule) -> Node:
 
 def is_output(node: Node, graph: GraphModule) -> bool:
     """True when the values of `node` go nowhere but out of the network."""
-    return all(
-        user.op == "output" or (_is(user, graph, _MOVE, _MOVE_CALLS) and is_output(user, graph)) for user in node.users
-    )
+    return all(user.op == "output" or (_is(user, graph, _MOVE, _MOVE_CALLS) and is_output(user, graph)) for user in node.users)
 
 
 def insert_after(nodes: list[Node], graph: GraphModule, make: Callable[[], nn.Module], prefix: str) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from autocompress.compress.channels import find_groups
 from autocompress.errors import TaskError
 from autocompress.layer import Kind, Layer, Layers
+from autocompress.student import StudentLayer
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ def probe(model: nn.Module, example: Tensor) -> Layers:
     was_training = model.training
     macs = _macs(model, example)
     if not macs:
-        raise TaskError("the model has no convolution (nn.Conv2d) and no linear layer (nn.Linear): there is nothing to compress")
+        raise TaskError(
+            "the model has no convolution (nn.Conv2d) and no linear layer (nn.Linear): there is nothing to compress"
+        )
     groups, refused = find_groups(model, example)
     model.train(was_training)
     owner = {writer: group.name for group in groups for writer in group.writers}
@@ -77,7 +80,7 @@ def _macs(model: nn.Module, example: Tensor) -> dict[str, int]:
     hooks = [
         module.register_forward_hook(lambda module, _, output, name=name: count(name, module, output))
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
+        if isinstance(module, nn.Conv2d | nn.Linear | StudentLayer)
     ]
     try:
         with torch.no_grad():

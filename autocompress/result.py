@@ -35,8 +35,11 @@ class TrialResult(Noun):
     """Everything known about one finished trial; one line of `trials.jsonl`.
 
     `metrics` are measured on the exported file (validation split): `size_bytes`, `download_bytes`, `latency_ms`,
-    `latency_ratio` (to the uncompressed model, timed in the same interleaved session), `accuracy`, `macs`, `params`,
-    and what the task adds. Empty unless the trial is complete. `seconds` says how long each stage took. `model` is the path of the exported file inside the run folder.
+    `latency_ratio`, `latency_measured_ms`, `accuracy`, `macs`, `params`. `latency_ratio` is the time of the file over that
+    of the uncompressed model in the same interleaved session; `latency_ms` is this ratio times the uncompressed model's
+    time at the start of the run, so that trials timed hours apart compare; `latency_measured_ms` is the least time itself.
+    Empty unless the trial is complete. `seconds` says how long each stage took, `model` is the path of the exported file
+    inside the run folder, `summary` the policy in a few words.
     """
 
     version: int = 1

@@ -4,7 +4,7 @@ They hold what training changes (float weights, learned scales) and give what th
 scales). `autocompress.compress` puts them in, `autocompress.runtimes` reads them out.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,92 +60,63 @@ def best_scales(weight: Tensor, bits: int) -> Tensor:
 
 
 class StudentLayer(nn.Module):
-    """What `StudentConv2d` and `StudentLinear` share: a mask of the weights that stay, and a grid of `bits` bits.
+    """A convolution or linear layer that acts with masked and rounded weights.
 
-    `mask` is None or a bool tensor of the weight's shape; `bits` None keeps float weights; `scale` has shape (out,).
+    `mask` is None or a bool tensor of the weight's shape, False where the weight is zero; `bits` None keeps float
+    weights, else `scale` of shape (out,) is the learned step of each output channel.
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
-    bits: int | None
     mask: Tensor | None
     scale: nn.Parameter | None
 
-    def sparsify(self, mask: Tensor) -> None:
-        """Weights where `mask` is False are zero from now on, whatever training does."""
-        self.mask = mask
-
-    def quantize(self, bits: int) -> None:
-        """Rounds the weights to `bits` bits from now on, with a learned scale for each output channel."""
+    def __init__(self, layer: nn.Conv2d | nn.Linear, *, bits: int | None = None, mask: Tensor | None = None) -> None:
+        super().__init__()
+        self.layer = layer
         self.bits = bits
-        self.scale = nn.Parameter(best_scales(self._masked(), bits))
+        self.register_buffer("mask", mask)
+        self.scale = None if bits is None else nn.Parameter(best_scales(self._masked(), bits))
+
+    @property
+    def weight(self) -> Tensor:
+        return self.layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.layer.bias
+
+    def forward(self, activation: Tensor) -> Tensor:
+        if isinstance(self.layer, nn.Conv2d):
+            convolved: Tensor = self.layer._conv_forward(activation, self.effective_weight(), self.layer.bias)
+            return convolved
+        return nn.functional.linear(activation, self.effective_weight(), self.layer.bias)
 
     def effective_weight(self) -> Tensor:
         """The weight as it acts: masked and rounded. Same shape as `weight`."""
         weight = self._masked()
         if self.bits is None or self.scale is None:
             return weight
-        scale = self.scale.clamp_min(SMALLEST_SCALE)
-        return cast(Tensor, _LearnedStep.apply(weight, scale, largest_code(self.bits)))
+        rounded: Tensor = _LearnedStep.apply(  # type: ignore[no-untyped-call]
+            weight, self.scale.clamp_min(SMALLEST_SCALE), largest_code(self.bits)
+        )
+        return rounded
 
     def codes(self) -> tuple[Tensor, Tensor]:
         """What the file stores: int8 codes of the weight's shape and positive scales of shape (out,)."""
-        assert self.bits is not None and self.scale is not None
+        if self.bits is None or self.scale is None:
+            raise ValueError("a layer with float weights has no codes")
         weight, scale = self._masked().detach(), self.scale.detach().clamp_min(SMALLEST_SCALE)
         largest = largest_code(self.bits)
         return (weight / per_channel(scale, weight)).round().clamp(-largest, largest).to(torch.int8), scale
 
     def _masked(self) -> Tensor:
-        return self.weight if self.mask is None else self.weight * self.mask
-
-    def _take_over(self, layer: nn.Conv2d | nn.Linear) -> None:
-        self.weight, self.bias = layer.weight, layer.bias
-        self.bits, self.scale = None, None
-        self.register_buffer("mask", None)
-
-
-class StudentConv2d(StudentLayer, nn.Conv2d):
-    """A convolution that shares the parameters of the one it is made from."""
-
-    bias: nn.Parameter | None
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        nn.Conv2d.__init__(
-            self,
-            conv.in_channels,
-            conv.out_channels,
-            cast(Any, conv.kernel_size),
-            cast(Any, conv.stride),
-            cast(Any, conv.padding),
-            cast(Any, conv.dilation),
-            conv.groups,
-            bias=conv.bias is not None,
-            padding_mode=conv.padding_mode,
-            device="meta",
-        )
-        self._take_over(conv)
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name
-        return self._conv_forward(input, self.effective_weight(), self.bias)
-
-
-class StudentLinear(StudentLayer, nn.Linear):
-    """A linear layer that shares the parameters of the one it is made from."""
-
-    bias: nn.Parameter | None
-
-    def __init__(self, linear: nn.Linear) -> None:
-        nn.Linear.__init__(self, linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
-        self._take_over(linear)
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name
-        return nn.functional.linear(input, self.effective_weight(), self.bias)
+        return self.layer.weight if self.mask is None else self.layer.weight * self.mask
 
 
 class ActivationQuantizer(nn.Module):
     """Rounds an activation to 256 steps between the smallest and the largest value seen while observing.
 
-    It observes, and passes values on as they are, until `observing` is set to False. An activation that was never negative gets zero point 0: only then does ONNX Runtime fuse the ReLU before it.
+    It observes, and passes values on as they are, until `observing` is set to False. An activation that was never
+    negative gets zero point 0: only then does ONNX Runtime fuse the ReLU before it.
     """
 
     low: Tensor

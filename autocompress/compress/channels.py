@@ -27,11 +27,12 @@ def find_groups(model: nn.Module, example: Tensor) -> tuple[list[Group], dict[st
     names = {module: name for name, module in graph.model.named_modules()}
     found: list[Group] = []
     for group in graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]):
-        writers = _members(group, graph, names, graph.is_out_channel_pruning_fn)
-        readers = _members(group, graph, names, graph.is_in_channel_pruning_fn)
+        writers = _members(group, names, graph.is_out_channel_pruning_fn)
+        readers = _members(group, names, graph.is_in_channel_pruning_fn)
         found.append(Group(name=writers[0], channels=len(group[0].idxs), writers=writers, readers=readers))
     order = {name: place for place, name in enumerate(names.values())}
-    usable, refused = [], {}
+    usable: list[Group] = []
+    refused: dict[str, str] = {}
     for candidate in sorted(found, key=lambda group: order[group.name]):
         reason = _why_not(model, candidate, example)
         if reason is None:
@@ -81,10 +82,10 @@ def prune(
 def _graph(model: nn.Module, example: Tensor) -> Any:
     # torch-pruning finds dependencies by the autograd graph: without gradients it would see one group only.
     with torch.enable_grad():
-        frozen = [parameter.requires_grad_(requires_grad=True) for parameter in model.parameters() if not parameter.requires_grad]
+        frozen = [parameter.requires_grad_() for parameter in model.parameters() if not parameter.requires_grad]
         graph = tp.DependencyGraph().build_dependency(model.eval(), example_inputs=example, verbose=False)
         for parameter in frozen:
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad_(False)
     return graph
 
 
@@ -95,7 +96,7 @@ def _group_at(graph: Any, root: nn.Module, channels: Sequence[int] | None) -> An
     return graph.get_pruning_group(root, cut, idxs=list(channels))
 
 
-def _members(group: Any, graph: Any, names: dict[nn.Module, str], side: Callable[[Any], bool]) -> tuple[str, ...]:
+def _members(group: Any, names: dict[nn.Module, str], side: Callable[[Any], bool]) -> tuple[str, ...]:
     found = {
         names[dependency.target.module]: None
         for dependency, _ in group
@@ -140,9 +141,11 @@ def _compare(pruned: nn.Module, reference: nn.Module, example: Tensor) -> None:
     pruned.train(was_training)
     if got.shape != expected.shape:
         raise SurgeryError("its channels are the outputs of the network")
-    error = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
-    if not error <= TOLERANCE:
-        raise SurgeryError(f"the pruned network differs from the one with those channels zeroed by {error:.1%} of its largest output")
+    gap = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
+    if not gap <= TOLERANCE:
+        raise SurgeryError(
+            f"the pruned network differs from the one with those channels zeroed by {gap:.1%} of its largest output"
+        )
 
 
 def _why_not(model: nn.Module, group: Group, example: Tensor) -> str | None:

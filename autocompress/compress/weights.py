@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import SurgeryError
 from autocompress.policy import LayerPolicy
-from autocompress.student import StudentConv2d, StudentLinear
+from autocompress.student import StudentLayer
 
 
 def compress_weights(model: nn.Module, layers: Mapping[str, LayerPolicy]) -> None:
@@ -19,12 +19,8 @@ def compress_weights(model: nn.Module, layers: Mapping[str, LayerPolicy]) -> Non
         layer = model.get_submodule(name)
         if not isinstance(layer, nn.Conv2d | nn.Linear):
             raise SurgeryError(f"layer {name!r} is a {type(layer).__name__}; only Conv2d and Linear can be compressed")
-        student = StudentConv2d(layer) if isinstance(layer, nn.Conv2d) else StudentLinear(layer)
-        if policy.weight_sparsity:
-            student.sparsify(largest_weights(layer.weight, policy.weight_sparsity))
-        if policy.weight_bits is not None:
-            student.quantize(policy.weight_bits)
-        model.set_submodule(name, student)
+        mask = largest_weights(layer.weight, policy.weight_sparsity) if policy.weight_sparsity else None
+        model.set_submodule(name, StudentLayer(layer, bits=policy.weight_bits, mask=mask))
 
 
 def largest_weights(weight: Tensor, sparsity: float) -> Tensor:

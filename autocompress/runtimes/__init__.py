@@ -5,7 +5,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -15,12 +15,18 @@ from autocompress.runtimes.onnxruntime import OnnxSession
 from autocompress.runtimes.onnxruntime import export as export_onnx
 from autocompress.target import Target
 
-Session = Callable[[NDArray[Any]], NDArray[Any]]
+
+class Session(Protocol):
+    """A loaded file: a batch of inputs (n, ...) in, a batch of outputs out. `example_shape` is one input's, without n."""
+
+    example_shape: tuple[int, ...]
+
+    def __call__(self, inputs: NDArray[Any], /) -> NDArray[Any]: ...
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """`export(student, example batch) -> file content` and `load(file content, target) -> session`; both raise `ExportError`."""
+    """`export(student, example batch) -> file content`, `load(file content, target) -> session`; both raise `ExportError`."""
 
     export: Callable[[nn.Module, Tensor], bytes]
     load: Callable[[bytes, Target], Session]

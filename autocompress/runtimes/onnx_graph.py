@@ -6,12 +6,12 @@ import logging
 import warnings
 from collections.abc import Iterator
 from copy import deepcopy
+from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from autocompress.errors import ExportError
 from autocompress.graph import module_of, norm_after, origin, tail, trace
@@ -46,13 +46,18 @@ def to_onnx(student: nn.Module, example: Tensor) -> onnx.ModelProto:
                 verbose=False,
             )
     except Exception as error:
-        raise ExportError(f"torch.onnx cannot export the student: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+        raise ExportError(
+            f"torch.onnx cannot export the student: {type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
     assert program is not None
     return _small(_floats_at_load(program.model_proto))
 
 
 class _DeployedQuantizer(nn.Module):
     """`ActivationQuantizer` as a QuantizeLinear / DequantizeLinear pair."""
+
+    scale: Tensor
+    zero_point: Tensor
 
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         super().__init__()
@@ -66,141 +71,138 @@ class _DeployedQuantizer(nn.Module):
 
 
 class _DeployedLayer(nn.Module):
-    """A student layer with its batch norm folded in, as codes and scales.
+    """A layer whose weight is stored as codes and scales, batch norm folded in.
 
-    With `input_scale` the codes stay integers until the runtime fuses them with the layer. Without it they become floats
-    once, when the file is loaded (`_floats_at_load`).
+    With `input_scale` (a scalar) the codes stay integers until the runtime fuses them with the layer. Without it they
+    become floats once, when the file is loaded (`_floats_at_load`).
     """
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, codes: Tensor, scale: Tensor, bias: Tensor | None, input_scale: float | None) -> None:
+    scale: Tensor
+    zero_point: Tensor
+    bias: Tensor | None
+    bias_scale: Tensor
+
+    def __init__(
+        self, layer: nn.Conv2d | nn.Linear, codes: Tensor, scale: Tensor, bias: Tensor | None, input_scale: Tensor | None
+    ) -> None:
         super().__init__()
-        self.layer = deepcopy(layer)
-        self.is_linear = isinstance(layer, nn.Linear)
-        self.layer.weight = self.layer.bias = None  # type: ignore[assignment]
+        self.conv = None if isinstance(layer, nn.Linear) else _without_parameters(layer)
         self.integer = input_scale is not None
+        # ONNX Runtime fuses a Gemm only if its weight has a zero point and its bias is int32; a Conv does without.
+        self.integer_bias = bias is not None and self.conv is None and input_scale is not None
+        if self.integer_bias:
+            assert bias is not None
+            assert input_scale is not None
+            self.register_buffer("bias_scale", scale * input_scale)
+            bias = (bias / self.bias_scale).round().clamp(-(2**31), 2**31 - 1).to(torch.int32)
         self.register_buffer("codes" if self.integer else LOADED_CODES, codes)
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", torch.zeros(len(scale), dtype=torch.int8))
-        self.has_bias = bias is not None
-        if bias is not None and self.is_linear and input_scale is not None:
-            self.register_buffer("bias_scale", scale * input_scale)
-            bias = (bias / (scale * input_scale)).round().clamp(-(2**31), 2**31 - 1).to(torch.int32)
         self.register_buffer("bias", bias)
 
     def forward(self, activation: Tensor) -> Tensor:
-        weight = self._weight()
-        if isinstance(self.layer, nn.Conv2d):
-            return self.layer._conv_forward(activation, weight, self.bias)
-        return nn.functional.linear(activation, weight, self._linear_bias())
-
-    def _weight(self) -> Tensor:
-        codes = self.codes if self.integer else self.get_buffer(LOADED_CODES)
-        # ONNX Runtime fuses a Gemm only if its weight has a zero point; a Conv does without.
-        inputs = [codes, self.scale, *([self.zero_point] if self.integer and self.is_linear else [])]
-        return _onnx("DequantizeLinear", inputs, codes.shape, torch.float32, axis=0)
-
-    def _linear_bias(self) -> Tensor | None:
-        if not (self.integer and self.has_bias):
-            return self.bias
-        return _onnx("DequantizeLinear", [self.bias, self.bias_scale], self.bias.shape, torch.float32, axis=0)
-
-    codes: Tensor
-    scale: Tensor
-    zero_point: Tensor
-    bias_scale: Tensor
-    bias: Tensor
+        codes = self.get_buffer("codes" if self.integer else LOADED_CODES)
+        inputs = [codes, self.scale, *([self.zero_point] if self.integer and self.conv is None else [])]
+        weight = _onnx("DequantizeLinear", inputs, codes.shape, torch.float32, axis=0)
+        if self.conv is not None:
+            convolved: Tensor = self.conv._conv_forward(activation, weight, self.bias)
+            return convolved
+        bias = self.bias
+        if self.integer_bias and bias is not None:
+            bias = _onnx("DequantizeLinear", [bias, self.bias_scale], bias.shape, torch.float32, axis=0)
+        return nn.functional.linear(activation, weight, bias)
 
 
-def _onnx(operator: str, inputs: list[Tensor], shape: torch.Size, dtype: torch.dtype, **attributes: int) -> Tensor:
+def _without_parameters(conv: nn.Conv2d) -> nn.Conv2d:
+    """The convolution's settings alone: its parameters must not be exported."""
+    settings = deepcopy(conv)
+    settings.register_parameter("weight", None)
+    settings.register_parameter("bias", None)
+    return settings
+
+
+def _onnx(operator: str, inputs: list[Tensor], shape: torch.Size, dtype: torch.dtype, axis: int | None = None) -> Tensor:
+    attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
     return torch.onnx.ops.symbolic(operator, inputs, attributes, dtype=dtype, shape=shape, version=23)
 
 
 def _deployed(student: nn.Module) -> nn.Module:
     graph = trace(student)
-    if graph is None:  # batch norm stays where it is, weights without integer activations still become codes
+    if graph is None:  # batch norm stays where it is, and there are no integer activations
         for name, module in list(student.named_modules()):
             if isinstance(module, StudentLayer):
                 student.set_submodule(name, _deploy(module, None, None))
         return student
     for node in list(graph.graph.nodes):
         module = module_of(node, graph)
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Linear | StudentLayer):
             _fold(node, module, graph)
         elif isinstance(module, ActivationQuantizer):
-            graph.set_submodule(node.target, _DeployedQuantizer(module))
+            graph.set_submodule(str(node.target), _DeployedQuantizer(module))
     graph.graph.lint()
     graph.recompile()
     return graph
 
 
-def _fold(node: Node, layer: nn.Conv2d | nn.Linear, graph: GraphModule) -> None:
+def _fold(node: Node, layer: nn.Conv2d | nn.Linear | StudentLayer, graph: GraphModule) -> None:
     input_scale = _input_scale(node, layer, graph)
     norm_node = norm_after(node, graph)
-    norm = module_of(norm_node, graph) if norm_node is not None else None
-    shared = sum(other.target == node.target for other in graph.graph.nodes) > 1
-    if norm_node is not None and norm is not None and not shared:
+    norm = module_of(norm_node, graph)
+    called = sum(other.op == "call_module" and other.target == node.target for other in graph.graph.nodes)
+    if norm_node is None or called > 1:  # a layer used twice has two batch norms and one weight
+        norm = None
+    else:
         norm_node.replace_all_uses_with(node)
         graph.graph.erase_node(norm_node)
-    else:
-        norm = None
     graph.set_submodule(str(node.target), _deploy(layer, norm, input_scale))
 
 
-def _input_scale(node: Node, layer: nn.Conv2d | nn.Linear, graph: GraphModule) -> float | None:
+def _input_scale(node: Node, layer: nn.Module, graph: GraphModule) -> Tensor | None:
     source = node.args[0]
     assert isinstance(source, Node)
     quantizer = module_of(origin(source, graph), graph)
-    if isinstance(quantizer, _DeployedQuantizer):
-        # A convolution with float outputs has no integer kernel: rounding its codes at load is faster.
-        users = list(tail(node, graph).users)
-        rounded = all(isinstance(module_of(user, graph), ActivationQuantizer) for user in users)
-        if isinstance(layer, nn.Linear) or rounded:
-            return float(quantizer.scale)  # type: ignore[arg-type]
-    return None
+    if not isinstance(quantizer, _DeployedQuantizer):
+        return None
+    # A convolution with float outputs has no integer kernel: turning its codes into floats at load is faster.
+    rounded = all(isinstance(module_of(user, graph), ActivationQuantizer) for user in tail(node, graph).users)
+    linear = isinstance(layer, StudentLayer) and isinstance(layer.layer, nn.Linear)
+    return quantizer.scale if linear or rounded else None
 
 
-def _deploy(layer: nn.Module, norm: nn.Module | None, input_scale: float | None) -> nn.Module:
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
+def _deploy(layer: nn.Conv2d | nn.Linear | StudentLayer, norm: nn.Module | None, input_scale: Tensor | None) -> nn.Module:
+    plain = layer.layer if isinstance(layer, StudentLayer) else layer
     if isinstance(layer, StudentLayer) and layer.bits is not None:
         codes, scale = layer.codes()
-        weight, bias = _norm_folded(layer, per_channel(scale, codes) * codes, norm)
+        _, bias = _norm_folded(layer, norm)
         gain = _norm_gain(norm)
         if gain is not None:
             codes, scale = codes * per_channel(gain.sign().to(torch.int8), codes), scale * gain.abs()
-        return _DeployedLayer(layer, codes, scale, bias, input_scale)
-    weight = layer.effective_weight().detach() if isinstance(layer, StudentLayer) else layer.weight.detach()
-    weight, bias = _norm_folded(layer, weight, norm)
-    plain = deepcopy(layer)
-    plain = _as_plain(plain)
-    plain.weight = nn.Parameter(weight)
-    plain.bias = None if bias is None else nn.Parameter(bias)
-    return plain
-
-
-def _as_plain(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
-    if isinstance(layer, StudentLayer):
-        layer.bits, layer.scale = None, None
-        layer.mask = None
-    return layer
+        return _DeployedLayer(plain, codes, scale, bias, input_scale)
+    weight, bias = _norm_folded(layer, norm)
+    folded = deepcopy(plain)
+    folded.weight = nn.Parameter(weight)
+    folded.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+    return folded
 
 
 def _norm_gain(norm: nn.Module | None) -> Tensor | None:
-    if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+    if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or norm.running_var is None:
         return None
-    assert norm.running_var is not None
     gain = (norm.running_var + norm.eps).rsqrt()
     return (gain * norm.weight).detach() if norm.affine else gain
 
 
-def _norm_folded(layer: nn.Conv2d | nn.Linear, weight: Tensor, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+def _norm_folded(layer: nn.Conv2d | nn.Linear | StudentLayer, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+    weight = (layer.effective_weight() if isinstance(layer, StudentLayer) else layer.weight).detach()
     bias = None if layer.bias is None else layer.bias.detach()
-    if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+    gain = _norm_gain(norm)
+    if gain is None:
         return weight, bias
-    assert norm.running_mean is not None and norm.running_var is not None
-    fuse = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
-    affine = (norm.weight, norm.bias) if norm.affine else (torch.ones_like(norm.running_var), torch.zeros_like(norm.running_var))
-    folded, shifted = fuse(weight, bias, norm.running_mean, norm.running_var, norm.eps, *affine)
-    return folded.detach(), shifted.detach()
+    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    shift = norm.bias.detach() if norm.affine else torch.zeros_like(norm.running_mean)
+    start = torch.zeros_like(norm.running_mean) if bias is None else bias
+    return weight * per_channel(gain, weight), shift + gain * (start - norm.running_mean)
 
 
 def _floats_at_load(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -252,7 +254,13 @@ def _small(model: onnx.ModelProto) -> onnx.ModelProto:
     for value in (*graph.input, *graph.output):
         value.doc_string = ""
         del value.metadata_props[:]
-    graph.name, graph.doc_string, model.doc_string, model.producer_name, model.producer_version = "g", "", "", "autocompress", ""
+    graph.name, graph.doc_string, model.doc_string, model.producer_name, model.producer_version = (
+        "g",
+        "",
+        "",
+        "autocompress",
+        "",
+    )
     model.ir_version = IR_VERSION
     del model.opset_import[:]
     model.opset_import.append(onnx.helper.make_opsetid("", OPSET))

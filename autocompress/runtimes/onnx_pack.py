@@ -71,7 +71,8 @@ class _Writer:
 
     def size(self) -> int:
         # Two bytes around each field: its key and its length.
-        return sum(part.ByteSize() + 2 for part in (*self.tensors, *self.nodes))
+        sizes: list[int] = [part.ByteSize() + 2 for part in (*self.tensors, *self.nodes)]  # type: ignore[attr-defined]
+        return sum(sizes)
 
     def name(self) -> str:
         self.names += 1
@@ -89,7 +90,7 @@ class _Writer:
         self.tensors.append(tensor)
         return tensor.name
 
-    def call(self, operator: str, *inputs: str, output: str | None = None, **attributes: int) -> str:
+    def call(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         name = output or self.name()
         self.nodes.append(helper.make_node(operator, list(inputs), [name], **attributes))
         return name
@@ -141,7 +142,7 @@ def _floats(writer: _Writer, codes: Codes, bits: int) -> str:
         else:
             plane = writer.call("Cast", _plane(writer, part & (2**width - 1), width, signed=False), to=TensorProto.FLOAT)
         if left:
-            plane = writer.call("Mul", plane, writer.constant(np.float32(2**left).reshape(())))
+            plane = writer.call("Mul", plane, writer.constant(np.array(2**left, dtype=np.float32)))
         total = writer.call("Add", total, plane) if total else plane
     return total
 

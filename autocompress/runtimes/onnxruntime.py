@@ -17,11 +17,15 @@ _PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider",
 
 def export(student: nn.Module, example: Tensor) -> bytes:
     """The content of the .onnx file that does what `student` does. `example` is a batch (n, ...). Raises `ExportError`."""
-    return pack(to_onnx(student, example)).SerializeToString()
+    content: bytes = pack(to_onnx(student, example)).SerializeToString()
+    return content
 
 
 class OnnxSession:
-    """A loaded file: arrays in, arrays out. Raises `ExportError` when ONNX Runtime refuses the file."""
+    """A loaded file: arrays in, arrays out. Raises `ExportError` when ONNX Runtime refuses the file.
+
+    `example_shape` is the shape of one input, without the batch.
+    """
 
     def __init__(self, model: bytes, target: Target) -> None:
         options = onnxruntime.SessionOptions()
@@ -34,7 +38,9 @@ class OnnxSession:
             self._session = onnxruntime.InferenceSession(model, options, providers=_PROVIDERS[target.device])
         except Exception as error:
             raise ExportError(f"ONNX Runtime refuses the exported file: {str(error).splitlines()[0]}") from error
-        self._input = self._session.get_inputs()[0].name
+        given = self._session.get_inputs()[0]
+        self._input = given.name
+        self.example_shape = tuple(given.shape[1:])
 
     def __call__(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """The outputs for a batch (n, ...)."""

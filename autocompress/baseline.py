@@ -1,0 +1,160 @@
+"""The uncompressed model: trained once if it must be, exported, measured, and shared by every trial."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+from torch import Tensor, nn
+
+from autocompress.errors import DivergedError, InputError, RunFolderError, TaskError
+from autocompress.folder import write_whole
+from autocompress.layer import Layers
+from autocompress.measure import download_bytes, measure_latency, score, size_bytes
+from autocompress.probe import cost, probe
+from autocompress.runtimes import runtime_of
+from autocompress.target import Target
+from autocompress.task import Array, Split, Task
+
+T = TypeVar("T")
+Data = dict[Split, tuple[Array, Array]]
+
+# How many inputs make an example batch.
+_EXAMPLES = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """The uncompressed model as arrays, its layers, its exported file, and what was measured on that file.
+
+    `metrics` holds `size_bytes`, `download_bytes`, `latency_ms`, `latency_ratio` (1), `accuracy`, `macs`, `params`.
+    """
+
+    weights: dict[str, Array]
+    layers: Layers
+    onnx: bytes
+    metrics: dict[str, float]
+
+    def model(self, task: Task) -> nn.Module:
+        """A fresh copy of the trained network, in evaluation mode. Raises `TaskError` when the task now builds another."""
+        model = task.model()
+        try:
+            # safetensors hands out read-only arrays; torch wants its own.
+            model.load_state_dict({name: torch.tensor(array) for name, array in self.weights.items()})
+        except RuntimeError as error:
+            raise TaskError(
+                f"the task's model does not fit the stored baseline: {str(error).splitlines()[-1].strip()}"
+            ) from error
+        return model.eval()
+
+
+def make_baseline(task: Task, target: Target, folder: Path, *, seed: int) -> Baseline:
+    """Trains the task's model if it asks for it, exports and measures it, and stores all that in `folder`.
+
+    A folder that holds a baseline is only read. Raises `TaskError` when the task's functions do not work together,
+    `RunFolderError` when the stored baseline is damaged.
+    """
+    if (folder / "baseline.json").exists():
+        return load_baseline(folder)
+    data = load_data(task)
+    torch.manual_seed(seed)
+    model = _checked(task.model)
+    inputs, targets = as_tensors(data["train"])
+    layers = probe(model, inputs[:_EXAMPLES])
+    try:
+        task.train(model, inputs, targets)
+    except InputError:
+        raise
+    except Exception as error:
+        raise TaskError(f"the task's train() failed: {type(error).__name__}: {error}") from error
+    model = model.cpu().eval()
+    file = runtime_of(target).export(model, inputs[:_EXAMPLES])
+    latency = measure_latency(file, file, target)
+    size = cost(model, inputs[:_EXAMPLES])
+    metrics = {
+        "size_bytes": float(size_bytes(file)),
+        "download_bytes": float(download_bytes(file)),
+        "latency_ms": min(latency.latency_ms, latency.baseline_latency_ms),
+        "latency_ratio": 1.0,
+        "accuracy": _score(file, data["validation"], task, target),
+        "macs": float(size.macs),
+        "params": float(size.params),
+    }
+    weights = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in model.state_dict().items()}
+    baseline = Baseline(weights=weights, layers=layers, onnx=file, metrics=metrics)
+    _store(baseline, folder)
+    return baseline
+
+
+def load_baseline(folder: Path) -> Baseline:
+    """What `make_baseline` stored. Raises `RunFolderError` when it is missing or damaged."""
+    try:
+        stored = json.loads((folder / "baseline.json").read_text())
+        return Baseline(
+            weights=load_tensors((folder / "weights.safetensors").read_bytes()),
+            layers=Layers.model_validate(stored["layers"]),
+            onnx=(folder / "model.onnx").read_bytes(),
+            metrics=stored["metrics"],
+        )
+    except Exception as error:
+        raise RunFolderError(
+            f"the baseline in {folder} is damaged ({type(error).__name__}: {str(error).splitlines()[0]}); start a new run"
+        ) from error
+
+
+def load_data(task: Task) -> Data:
+    """The task's train and validation splits, checked: as many inputs as targets, no NaN. Raises `TaskError`."""
+    return {"train": _split(task, "train"), "validation": _split(task, "validation")}
+
+
+def as_tensors(split: tuple[Array, Array]) -> tuple[Tensor, Tensor]:
+    """Inputs and targets as tensors that may be written to without changing the arrays."""
+    inputs, targets = split
+    return torch.tensor(inputs), torch.tensor(targets)
+
+
+def _split(task: Task, split: Split) -> tuple[Array, Array]:
+    inputs, targets = _checked(lambda: task.data(split), f"data({split!r})")
+    inputs, targets = np.asarray(inputs), np.asarray(targets)
+    if len(inputs) != len(targets) or len(inputs) < 2:
+        raise TaskError(
+            f"data({split!r}) must give as many inputs as targets, at least 2; given {len(inputs)} and {len(targets)}"
+        )
+    if inputs.dtype.kind == "f" and not np.isfinite(inputs).all():
+        raise TaskError(f"data({split!r}) has inputs that are not finite numbers")
+    return inputs, targets
+
+
+def _score(file: bytes, split: tuple[Array, Array], task: Task, target: Target) -> float:
+    try:
+        value = score(file, split, task, target)
+    except DivergedError as error:
+        raise TaskError(f"the uncompressed model cannot be judged: {error}; score() must give a finite number") from error
+    except Exception as error:
+        raise TaskError(f"the task's score() failed: {type(error).__name__}: {error}") from error
+    low, high = task.score_range
+    if not low <= value <= high:
+        raise TaskError(f"score() gave {value:.6g}, outside the task's score_range ({low:g} to {high:g})")
+    return value
+
+
+def _checked(function: Callable[[], T], name: str = "model()") -> T:
+    try:
+        return function()
+    except InputError:
+        raise
+    except Exception as error:
+        raise TaskError(f"the task's {name} failed: {type(error).__name__}: {error}") from error
+
+
+def _store(baseline: Baseline, folder: Path) -> None:
+    write_whole(folder / "weights.safetensors", save_tensors(baseline.weights))
+    write_whole(folder / "model.onnx", baseline.onnx)
+    stored = {"version": 1, "metrics": baseline.metrics, "layers": baseline.layers.model_dump(mode="json")}
+    # Last: with this file in place the folder counts as a whole baseline.
+    write_whole(folder / "baseline.json", json.dumps(stored, indent=1))

@@ -1,0 +1,130 @@
+"""Fine-tuning of a compressed student, quantisation-aware because the student is, with or without a teacher."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autocompress.distill import Teacher, distilled_loss, features_of
+from autocompress.errors import DivergedError
+from autocompress.lane import Lane
+from autocompress.measure import checked_score
+from autocompress.policy import Policy
+from autocompress.result import Rung
+from autocompress.task import Array, Task
+
+# Where a fine-tuning reports, as shares of its steps; the first report is before the first step.
+RUNGS = (1 / 4, 1 / 2, 3 / 4, 1.0)
+_EVALUATION_BATCH = 256
+# Learned scales move by few per cent in all; at the weights' rate they run away.
+_SCALE_RATE = 0.1
+
+
+def finetune(
+    student: nn.Module,
+    policy: Policy,
+    task: Task,
+    teacher: Teacher,
+    train: tuple[Tensor, Tensor],
+    validation: tuple[Array, Array],
+    *,
+    seed: int,
+    lane: Lane,
+) -> Iterator[Rung]:
+    """Trains `student` in place by `policy` and reports its validation score before the first step and at each rung.
+
+    When the iterator ends, the student has the weights of its best rung. Raises `DivergedError` at the first loss or
+    score that is not finite.
+    """
+    steps = policy.finetune.steps
+    rungs = sorted({round(share * steps) for share in RUNGS} - {0})
+    best = Rung(step=0, accuracy=evaluate(student, task, validation, lane=lane))
+    best_state = deepcopy(student.state_dict())
+    yield best
+    training = _train(student, policy, task, teacher, train, seed=seed, lane=lane)
+    for step in rungs:
+        while next(training) < step:
+            pass
+        rung = Rung(step=step, accuracy=evaluate(student, task, validation, lane=lane))
+        if rung.accuracy >= best.accuracy:
+            best, best_state = rung, deepcopy(student.state_dict())
+        yield rung
+    student.load_state_dict(best_state)
+    student.eval()
+
+
+def evaluate(student: nn.Module, task: Task, data: tuple[Array, Array], *, lane: Lane) -> float:
+    """The task's score of the student in torch. Raises `DivergedError`."""
+    inputs, targets = data
+    device = next(student.parameters()).device
+    outputs = []
+    student.eval()
+    with torch.no_grad():
+        for at in range(0, len(inputs), _EVALUATION_BATCH):
+            with lane.shared():
+                batch = torch.tensor(inputs[at : at + _EVALUATION_BATCH], device=device)
+                outputs.append(student(batch).float().cpu().numpy())
+    return checked_score(task, np.concatenate(outputs), targets)
+
+
+def _train(
+    student: nn.Module, policy: Policy, task: Task, teacher: Teacher, train: tuple[Tensor, Tensor], *, seed: int, lane: Lane
+) -> Iterator[int]:
+    """Takes one step at a time and yields how many were taken."""
+    settings, how = policy.finetune, policy.distill
+    inputs, targets = train
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(_parameters(student, settings.learning_rate, settings.weight_decay))
+    rates = [group["lr"] for group in optimizer.param_groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rates, total_steps=settings.steps + 1, pct_start=0.2)
+    augmented = type(task).augment is not Task.augment
+    batches = _batches(len(inputs), settings.batch_size, generator)
+    for taken in range(1, settings.steps + 1):
+        with lane.shared():
+            picked = next(batches).to(inputs.device)
+            batch, target = inputs[picked], targets[picked]
+            batch = task.augment(batch, generator) if augmented else batch
+            student.train()
+            optimizer.zero_grad(set_to_none=True)
+            with features_of(student, teacher.last) as features:
+                outputs = student(batch)
+            loss = task.loss(outputs, target)
+            if how is not None:
+                taught = _taught(teacher, inputs, batch, picked, follow=augmented or how.hint_share > 0)
+                loss = distilled_loss(loss, outputs, features[-1], taught, how)
+            if not torch.isfinite(loss):
+                raise DivergedError(f"the loss is {loss.item()} at step {taken} of {settings.steps}")
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        yield taken
+
+
+def _taught(teacher: Teacher, inputs: Tensor, batch: Tensor, picked: Tensor, *, follow: bool) -> tuple[Tensor, Tensor | None]:
+    """What the teacher says: looked up where the batch is as in the split, computed where it must follow the batch."""
+    if follow:
+        return teacher.outputs_and_features(batch)
+    return teacher.outputs_of_all(inputs)[picked], None
+
+
+def _parameters(student: nn.Module, rate: float, decay: float) -> list[dict[str, object]]:
+    weights = [parameter for parameter in student.parameters() if parameter.requires_grad and parameter.dim() > 1]
+    scales = [parameter for name, parameter in student.named_parameters() if name.endswith(".scale")]
+    known = {id(parameter) for parameter in (*weights, *scales)}
+    rest = [parameter for parameter in student.parameters() if parameter.requires_grad and id(parameter) not in known]
+    groups: list[dict[str, object]] = [
+        {"params": weights, "lr": rate, "weight_decay": decay},
+        {"params": rest, "lr": rate, "weight_decay": 0.0},
+        {"params": scales, "lr": rate * _SCALE_RATE, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _batches(examples: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Batches of indices without end, a new order each epoch; a last batch of fewer is left out."""
+    size = min(size, examples)
+    while True:
+        order = torch.randperm(examples, generator=generator)
+        yield from (order[at : at + size] for at in range(0, examples - size + 1, size))

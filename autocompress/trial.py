@@ -1,0 +1,243 @@
+"""One trial: compress, fine-tune, export, measure. Knows neither Ray nor Optuna nor MLflow."""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autocompress.baseline import Baseline, Data, as_tensors
+from autocompress.compress import compress
+from autocompress.distill import Teacher
+from autocompress.errors import ExportError, TrialError
+from autocompress.finetune import evaluate, finetune
+from autocompress.folder import write_whole
+from autocompress.lane import Lane
+from autocompress.measure import Timer, download_bytes, measure_latency, score, size_bytes
+from autocompress.policy import Policy
+from autocompress.probe import cost
+from autocompress.result import Environment, Rung, Status, TrialResult
+from autocompress.runtimes import runtime_of
+from autocompress.target import Target
+from autocompress.task import Task
+
+Progress = Callable[[Rung], bool]
+
+# Training inputs that set batch-norm statistics and activation ranges, and that rank channels by "taylor".
+_CALIBRATION = 512
+_GRADIENT_BATCH = 128
+_EXAMPLES = 8
+# Integer kernels round a little differently from torch. A file that scores worse than that is another model.
+_SCORE_GAP = 0.05
+
+
+def run_trial(
+    policy: Policy,
+    task: Task,
+    target: Target,
+    progress: Progress,
+    *,
+    baseline: Baseline,
+    data: Data,
+    number: int,
+    seed: int,
+    folder: Path,
+    timer: Timer | None = None,
+) -> TrialResult:
+    """Carries out `policy` and measures what comes out; see `trial_rungs` for the parameters.
+
+    `progress` hears of every rung; when it answers False the trial ends there as STOPPED.
+    """
+    started = time.time()
+    rungs = trial_rungs(
+        policy, task, target, baseline=baseline, data=data, number=number, seed=seed, folder=folder, timer=timer
+    )
+    reached: list[Rung] = []
+    while True:
+        try:
+            rung = next(rungs)
+        except StopIteration as end:
+            result: TrialResult = end.value
+            return result
+        reached.append(rung)
+        if not progress(rung):
+            rungs.close()
+            return TrialResult(
+                number=number,
+                policy=policy,
+                status=Status.STOPPED,
+                rungs=tuple(reached),
+                seed=seed,
+                started=started,
+                summary=policy.describe(baseline.layers),
+            )
+
+
+def trial_rungs(
+    policy: Policy,
+    task: Task,
+    target: Target,
+    *,
+    baseline: Baseline,
+    data: Data,
+    number: int,
+    seed: int,
+    folder: Path,
+    timer: Timer | None = None,
+) -> Generator[Rung, None, TrialResult]:
+    """A trial that pauses at every rung: yields it, and returns the result.
+
+    `data` holds the train and validation splits, `folder` is where ``model.onnx`` and ``policy.json`` go. `timer` times
+    an exported file; without one it is timed in this process, while nothing else on this machine trains. What goes
+    wrong in the trial makes it FAILED; only a policy that does not fit the network or the target raises (`InputError`).
+    """
+    policy.check(baseline.layers, target.menu)
+    clock = _Clock()
+    reached: list[Rung] = []
+    metrics: dict[str, float] = {}
+    status, error = Status.COMPLETE, None
+    try:
+        torch.manual_seed(seed)
+        lane = Lane()
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        inputs, targets = (tensor.to(device) for tensor in as_tensors(data["train"]))
+        teacher = _teacher(baseline, task, device)
+        with clock.stage("compress"), lane.shared():
+            calibration = inputs[torch.as_tensor(np.random.default_rng(seed).permutation(len(inputs))[:_CALIBRATION])]
+            student = compress(teacher.model, policy, calibration, _gradients(task, inputs, targets))
+        for rung in clock.each(
+            "finetune", finetune(student, policy, task, teacher, (inputs, targets), data["validation"], seed=seed, lane=lane)
+        ):
+            reached.append(rung)
+            yield rung
+        student = student.cpu()
+        with clock.stage("export"), lane.shared():
+            file = runtime_of(target).export(student, inputs[:_EXAMPLES].cpu())
+        with clock.stage("measure"):
+            metrics = _measure(file, student, task, target, baseline, data, timer, lane)
+        write_whole(folder / "model.onnx", file)
+        write_whole(folder / "policy.json", policy.to_json(indent=1))
+    except TrialError as failure:
+        status, error = Status.FAILED, str(failure)
+    except Exception as failure:  # noqa: BLE001  # a user's function, a full GPU, a runtime: all end this trial and no other
+        status, error = Status.FAILED, _one_line(failure)
+    return TrialResult(
+        number=number,
+        policy=policy,
+        status=status,
+        metrics=metrics if status is Status.COMPLETE else {},
+        rungs=tuple(reached),
+        error=error,
+        seed=seed,
+        started=clock.started,
+        seconds=clock.seconds,
+        environment=environment(),
+        model=f"trials/{number:04d}/model.onnx" if status is Status.COMPLETE else None,
+        summary=policy.describe(baseline.layers),
+    )
+
+
+def environment() -> Environment:
+    """This machine and the versions that matter to a measurement."""
+    return Environment(
+        cpu=_cpu_name(),
+        cores=os.cpu_count() or 1,
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        python=platform.python_version(),
+        versions={name: version(name) for name in ("autocompress", "torch", "onnx", "onnxruntime", "torch-pruning")},
+    )
+
+
+def _measure(
+    file: bytes,
+    student: nn.Module,
+    task: Task,
+    target: Target,
+    baseline: Baseline,
+    data: Data,
+    timer: Timer | None,
+    lane: Lane,
+) -> dict[str, float]:
+    with lane.shared():
+        accuracy = score(file, data["validation"], task, target)
+    expected = evaluate(student, task, data["validation"], lane=lane)
+    low, high = task.score_range
+    if abs(accuracy - expected) > _SCORE_GAP * (high - low):
+        raise ExportError(f"the exported file scores {accuracy:.4f}, the student it was made from {expected:.4f}")
+    size = cost(student, torch.tensor(data["train"][0][:_EXAMPLES]))
+    latency = timer(file) if timer is not None else measure_latency(file, baseline.onnx, target, lane=lane)
+    return {
+        "size_bytes": float(size_bytes(file)),
+        "download_bytes": float(download_bytes(file)),
+        "latency_ms": latency.ratio * baseline.metrics["latency_ms"],
+        "latency_ratio": latency.ratio,
+        "latency_measured_ms": latency.latency_ms,
+        "accuracy": accuracy,
+        "macs": float(size.macs),
+        "params": float(size.params),
+    }
+
+
+# A worker runs many trials of one search: the teacher and its answers are computed once.
+_teachers: WeakKeyDictionary[Baseline, Teacher] = WeakKeyDictionary()
+
+
+def _teacher(baseline: Baseline, task: Task, device: torch.device) -> Teacher:
+    if baseline not in _teachers:
+        _teachers[baseline] = Teacher(baseline.model(task).to(device), baseline.layers.ends[1])
+    return _teachers[baseline]
+
+
+def _gradients(task: Task, inputs: Tensor, targets: Tensor) -> Callable[[nn.Module], None]:
+    def leave_gradients(model: nn.Module) -> None:
+        model.zero_grad()
+        task.loss(model(inputs[:_GRADIENT_BATCH]), targets[:_GRADIENT_BATCH]).backward()
+
+    return leave_gradients
+
+
+class _Clock:
+    """Seconds spent in each stage of a trial."""
+
+    def __init__(self) -> None:
+        self.started = time.time()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 4)
+
+    def each(self, name: str, rungs: Iterator[Rung]) -> Iterator[Rung]:
+        """Counts the time between rungs, not the time in which a rung is looked at."""
+        while True:
+            with self.stage(name):
+                rung = next(rungs, None)
+            if rung is None:
+                return
+            yield rung
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else 'no message'}"
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
+    return names[0] if names else platform.processor() or platform.machine()

@@ -20,7 +20,7 @@ TOLERANCE = 1e-3
 def find_groups(model: nn.Module, example: Tensor) -> tuple[list[Group], dict[str, str]]:
     """The channel groups of `model` that can be cut, and the layers whose channels cannot, with the reason.
 
-    Every group is tried: half its channels are cut, and the outputs compared with the same network in which those
+    Every group is tried: a third of its channels is cut, and the outputs compared with the same network in which those
     channels are zero. `example` is a batch of shape (n, ...).
     """
     graph = _graph(model, example)
@@ -60,23 +60,30 @@ def prune(
         if gradients is None:
             raise ValueError("importance 'taylor' needs gradients")
         gradients(model)
-    reference = deepcopy(model).eval()
-    masked = _graph(reference, example)
     graph = _graph(model, example)
-    measure = _measure(importance)
-    doomed: list[tuple[str, list[int]]] = []
-    for root, kept in keep.items():
-        every = _group_at(graph, model.get_submodule(root), None)
-        scores = measure(every)
-        if scores is None:  # batch-norm scales asked of a group without batch norm
-            scores = _measure("l1")(every)
-        doomed.append((root, torch.argsort(scores)[: len(scores) - kept].tolist()))
-    for root, channels in doomed:
-        _silence(_group_at(masked, reference.get_submodule(root), channels), masked)
-    for root, channels in doomed:
-        _group_at(graph, model.get_submodule(root), channels).prune()
+    scores = {root: _scores(graph, model.get_submodule(root), importance) for root in keep}
+    _cut(model, {root: scores[root].argsort()[: len(scores[root]) - kept].tolist() for root, kept in keep.items()}, example)
     model.zero_grad(set_to_none=True)
+
+
+def _cut(model: nn.Module, doomed: dict[str, list[int]], example: Tensor) -> None:
+    """Removes those channels of each group root; raises `SurgeryError` when that is not the same as zeroing them."""
+    reference = deepcopy(model).eval()
+    masked, graph = _graph(reference, example), _graph(model, example)
+    for root, channels in doomed.items():
+        _silence(_group_at(masked, reference.get_submodule(root), channels), masked)
+    for root, channels in doomed.items():
+        _group_at(graph, model.get_submodule(root), channels).prune()
     _compare(model, reference, example)
+
+
+def _scores(graph: Any, root: nn.Module, importance: Importance) -> Tensor:
+    group = _group_at(graph, root, None)
+    scores: Tensor | None = _measure(importance)(group)
+    if scores is None:  # batch-norm scales asked of a group without batch norm
+        scores = _measure("l1")(group)
+    assert scores is not None
+    return scores
 
 
 def _graph(model: nn.Module, example: Tensor) -> Any:
@@ -151,10 +158,21 @@ def _compare(pruned: nn.Module, reference: nn.Module, example: Tensor) -> None:
 def _why_not(model: nn.Module, group: Group, example: Tensor) -> str | None:
     if group.channels < 2:
         return "has a single channel"
+    widths = {name: _width(model, name) for name in group.writers}
+    if set(widths.values()) != {group.channels}:
+        return f"its group joins layers of different widths ({', '.join(f'{name}: {width}' for name, width in widths.items())})"
+    # Channels at random, so that those counted in another order somewhere in the network are found out.
+    third = torch.randperm(group.channels, generator=torch.Generator().manual_seed(0))[: max(1, group.channels // 3)]
     try:
-        prune(deepcopy(model), {group.name: group.channels // 2}, "l1", example)
+        _cut(deepcopy(model), {group.name: third.tolist()}, example)
     except SurgeryError as error:
         return str(error)
     except Exception as error:  # noqa: BLE001  # whatever the library raises on this graph: the group is left alone
         return f"torch-pruning: {type(error).__name__}: {error}"
     return None
+
+
+def _width(model: nn.Module, name: str) -> int:
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[0]

@@ -1,0 +1,129 @@
+"""Channel pruning: what is found, what is cut, and that nothing but the removed channels changes."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autocompress.compress.channels import find_groups, prune
+from autocompress.errors import SurgeryError
+from autocompress.policy import Importance
+from autocompress.probe import cost, probe
+from autocompress.testing import ToyNet
+
+EXAMPLE = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class PaddedShortcut(nn.Module):
+    """A residual block whose shortcut is widened by zero channels (option A): torch-pruning takes it for an identity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.wide = nn.Conv2d(8, 16, 3, padding=1)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = torch.relu(self.stem(images))
+        x = torch.relu(self.wide(x) + nn.functional.pad(x, (0, 0, 0, 0, 4, 4)))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+def warm(model: nn.Module) -> nn.Module:
+    """Batch norms with statistics and scales that are not the identity."""
+    generator = torch.Generator().manual_seed(1)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            norm.running_mean.normal_(generator=generator)
+            norm.running_var.uniform_(0.5, 2, generator=generator)
+            nn.init.uniform_(norm.weight, -1, 1, generator=generator)
+            nn.init.normal_(norm.bias, generator=generator)
+    return model.eval()
+
+
+def test_groups_follow_the_residual_add() -> None:
+    groups, refused = find_groups(ToyNet(), EXAMPLE)
+    assert [(group.name, group.channels, group.writers, group.readers) for group in groups] == [
+        ("stem", 16, ("stem", "conv2"), ("conv1", "head")),
+        ("conv1", 32, ("conv1",), ("conv2",)),
+    ]
+    assert refused == {"head": "its channels are the outputs of the network"}
+
+
+@pytest.mark.parametrize("importance", ["l1", "l2", "bn_scale", "taylor"])
+def test_pruning_equals_zeroing(importance: Importance) -> None:
+    # prune() itself compares with the masked reference and raises; here the shapes and the costs are checked too.
+    model = warm(ToyNet())
+    before = cost(model, EXAMPLE)
+
+    def gradients(network: nn.Module) -> None:
+        network(EXAMPLE).square().sum().backward()
+
+    prune(model, {"stem": 8, "conv1": 24}, importance, EXAMPLE, gradients)
+    assert model.get_submodule("conv1").weight.shape == (24, 8, 3, 3)
+    assert model.get_submodule("conv2").weight.shape == (8, 24, 3, 3)
+    assert model.get_submodule("head").weight.shape == (4, 8 * 16)
+    after = cost(model, EXAMPLE)
+    assert after.macs < before.macs / 2
+    assert after.params < before.params / 2
+
+
+def test_the_least_important_channels_go() -> None:
+    model = ToyNet()
+    warm(model)
+    conv = model.conv1
+    with torch.no_grad():
+        conv.weight[4:] *= 0.01
+        model.conv2.weight[:, 4:] *= 0.01
+        model.bn1.weight.fill_(1)
+    kept = conv.weight[:4].clone()
+    prune(model, {"conv1": 4}, "l1", EXAMPLE)
+    assert torch.equal(conv.weight, kept)
+
+
+def test_importances_differ() -> None:
+    models = [ToyNet(), ToyNet()]
+    models[1].load_state_dict(warm(models[0]).state_dict())
+    prune(models[0], {"conv1": 8}, "l1", EXAMPLE)
+    prune(models[1], {"conv1": 8}, "bn_scale", EXAMPLE)
+    assert not torch.equal(models[0].conv1.weight, models[1].conv1.weight)
+
+
+def test_a_group_that_would_be_cut_wrongly_is_left_alone() -> None:
+    model = PaddedShortcut().eval()
+    layers = probe(model, EXAMPLE)
+    assert layers.groups == ()
+    assert layers.left_alone["stem"] == "its group joins layers of different widths (stem: 8, wide: 16)"
+
+
+def test_a_cut_that_changes_more_than_its_channels_is_refused() -> None:
+    # The sum counts the channels of one term backwards: torch-pruning cuts another channel than the one it should.
+    class Reversed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right, self.head = nn.Conv2d(1, 8, 1), nn.Conv2d(1, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.left(images) + self.right(images).flip(1))
+            return logits
+
+    layers = probe(Reversed().eval(), EXAMPLE)
+    assert "differs from the one with those channels zeroed" in layers.left_alone["left"]
+    with pytest.raises(SurgeryError, match="differs"):
+        prune(Reversed(), {"left": 3}, "l1", EXAMPLE)
+
+
+def test_probe_counts_and_leaves_the_model_as_it_was() -> None:
+    model = ToyNet().train()
+    before = deepcopy(model.state_dict())
+    layers = probe(model, EXAMPLE)
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    conv1 = layers.layer("conv1")
+    assert (conv1.params, conv1.macs, conv1.group) == (16 * 32 * 9, 16 * 32 * 9 * 64, "conv1")
+    assert layers.layer("head").macs == 256 * 4
+    assert layers.ends == ("stem", "head")

@@ -1,0 +1,139 @@
+"""The exported file does what the student does, in true integer kernels, at every width on the menu."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autocompress.baseline import Baseline, Data
+from autocompress.compress import compress
+from autocompress.errors import ExportError
+from autocompress.policy import LayerPolicy, Policy
+from autocompress.runtimes.onnxruntime import OnnxSession, export
+from autocompress.target import Target
+from autocompress.testing import ToyTask
+
+NAMES = ("stem", "conv1", "conv2", "head")
+TARGET = Target()
+
+
+def optimised(file: bytes, folder: Path) -> list[str]:
+    """The operators that ONNX Runtime really executes."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node]
+
+
+def student_of(task: ToyTask, baseline: Baseline, data: Data, layer: LayerPolicy, **policy: object) -> nn.Module:
+    whole = Policy.model_validate({"layers": dict.fromkeys(NAMES, layer)} | policy)
+    return compress(baseline.model(task), whole, torch.tensor(data["train"][0]))
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_every_width_runs_in_integer_kernels(
+    bits: int, toy_task: ToyTask, toy_baseline: Baseline, toy_data: Data, tmp_path: Path
+) -> None:
+    student = student_of(toy_task, toy_baseline, toy_data, LayerPolicy(weight_bits=bits, activation_bits=8))
+    inputs = toy_data["validation"][0]
+    file = export(student, torch.tensor(inputs[:4]))
+    operators = optimised(file, tmp_path)
+    assert operators.count("QLinearConv") == 3
+    assert operators.count("QLinearAdd") == 1
+    assert operators.count("QGemm") == 1
+    assert not {"Conv", "Gemm", "Add", "DequantizeLinear", "Cast", "Mul"} & set(operators)
+
+    ours, theirs = OnnxSession(file, TARGET)(inputs), student(torch.tensor(inputs)).detach().numpy()
+    # Where a value lies between two steps, float and integer arithmetic may round it to different ones.
+    assert np.abs(ours - theirs).mean() < 0.02 * theirs.std()
+    assert (ours.argmax(1) == theirs.argmax(1)).mean() > 0.985
+
+    weights = sum(int(np.prod(layer.weight_shape)) for layer in toy_baseline.layers)
+    channels = sum(layer.weight_shape[0] for layer in toy_baseline.layers)
+    assert len(file) < weights * bits / 8 + 9 * channels + 3_200
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_weights_alone_become_floats_at_load(
+    bits: int, toy_task: ToyTask, toy_baseline: Baseline, toy_data: Data, tmp_path: Path
+) -> None:
+    student = student_of(toy_task, toy_baseline, toy_data, LayerPolicy(weight_bits=bits))
+    inputs = toy_data["validation"][0]
+    file = export(student, torch.tensor(inputs[:4]))
+    assert not {"DequantizeLinear", "Cast", "Mul"} & set(optimised(file, tmp_path))
+    np.testing.assert_allclose(OnnxSession(file, TARGET)(inputs), student(torch.tensor(inputs)).detach(), atol=1e-3)
+    assert len(file) < len(toy_baseline.onnx) * bits / 32 + 4_000
+
+
+def test_zeros_shrink_the_file_and_keep_the_kernels(
+    toy_task: ToyTask, toy_baseline: Baseline, toy_data: Data, tmp_path: Path
+) -> None:
+    files = [
+        export(student_of(toy_task, toy_baseline, toy_data, layer), torch.tensor(toy_data["train"][0][:4]))
+        for layer in (
+            LayerPolicy(weight_bits=8, activation_bits=8),
+            LayerPolicy(weight_bits=8, activation_bits=8, weight_sparsity=0.8),
+            LayerPolicy(weight_sparsity=0.8),
+        )
+    ]
+    assert len(files[1]) < 0.65 * len(files[0])
+    assert len(files[2]) < 0.35 * len(toy_baseline.onnx)
+    assert optimised(files[1], tmp_path) == optimised(files[0], tmp_path)
+
+
+def test_a_batch_norm_with_negative_scales_is_folded(toy_task: ToyTask, toy_baseline: Baseline, toy_data: Data) -> None:
+    student = student_of(toy_task, toy_baseline, toy_data, LayerPolicy(weight_bits=4, activation_bits=8))
+    norm = student.get_submodule("bn1")
+    assert isinstance(norm, nn.BatchNorm2d)
+    with torch.no_grad():
+        norm.weight[::2].mul_(-1)
+    inputs = toy_data["validation"][0]
+    ours = OnnxSession(export(student, torch.tensor(inputs[:4])), TARGET)(inputs)
+    theirs = student(torch.tensor(inputs)).detach().numpy()
+    assert np.abs(ours - theirs).mean() < 0.02 * theirs.std()
+
+
+def test_pruned_students_are_exported(toy_task: ToyTask, toy_baseline: Baseline, toy_data: Data, tmp_path: Path) -> None:
+    layer = LayerPolicy(weight_bits=4, activation_bits=8)
+    whole = student_of(toy_task, toy_baseline, toy_data, layer)
+    cut = student_of(toy_task, toy_baseline, toy_data, layer, channel_sparsity={"conv1": 0.5, "stem": 0.5})
+    example = torch.tensor(toy_data["train"][0][:4])
+    assert len(export(cut, example)) < len(export(whole, example))
+    assert optimised(export(cut, example), tmp_path).count("QLinearConv") == 3
+
+
+def test_the_graph_carries_nothing_but_the_network(toy_baseline: Baseline) -> None:
+    model = onnx.load_from_string(toy_baseline.onnx)
+    onnx.checker.check_model(model, full_check=True)
+    weights = sum(4 * int(np.prod(layer.weight_shape)) for layer in toy_baseline.layers)
+    assert len(toy_baseline.onnx) < weights + 2_000
+    assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["input", "output"]
+
+
+def test_a_network_that_cannot_be_traced_is_exported_with_float_activations(toy_data: Data) -> None:
+    class Choosy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(1, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, images: Tensor) -> Tensor:
+            x = self.conv(images)
+            if x.shape[1] != int(x.shape[1]) + len(str(x.dim())) - 1:
+                raise RuntimeError
+            logits: Tensor = self.head(x.mean((2, 3)))
+            return logits
+
+    calibration = torch.tensor(toy_data["train"][0])
+    student = compress(Choosy(), Policy(layers={"conv": LayerPolicy(weight_bits=4)}), calibration)
+    ours = OnnxSession(export(student, calibration[:4]), TARGET)(toy_data["train"][0])
+    np.testing.assert_allclose(ours, student(calibration).detach(), atol=1e-4)
+
+
+def test_what_onnx_runtime_refuses_is_one_error() -> None:
+    with pytest.raises(ExportError, match="ONNX Runtime refuses the exported file"):
+        OnnxSession(b"not a model", TARGET)

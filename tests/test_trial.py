@@ -1,0 +1,183 @@
+"""A trial from policy to measured file, and every way it can end."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from autocompress.baseline import Baseline, Data, load_baseline, load_data, make_baseline
+from autocompress.distill import hint_loss, logit_loss
+from autocompress.errors import PolicyError, RunFolderError, TaskError, UnknownNameError
+from autocompress.measure import Latency
+from autocompress.policy import Distill, Finetune, LayerPolicy, Policy
+from autocompress.result import Rung, Status, TrialResult
+from autocompress.target import Target
+from autocompress.task import Task
+from autocompress.testing import FailingTask, NanTask, ToyTask
+from autocompress.trial import run_trial
+
+NAMES = ("stem", "conv1", "conv2", "head")
+POLICY = Policy(
+    channel_sparsity={"conv1": 0.5},
+    layers=dict.fromkeys(NAMES, LayerPolicy(weight_bits=4, activation_bits=8)),
+    finetune=Finetune(steps=16, learning_rate=1e-3, batch_size=32),
+    distill=Distill(),
+)
+
+
+@pytest.fixture
+def run(toy_task: ToyTask, toy_baseline: Baseline, toy_data: Data, tmp_path: Path) -> Any:
+    def go(policy: Policy = POLICY, task: Task = toy_task, progress: Any = lambda _: True, **options: Any) -> TrialResult:
+        defaults: dict[str, Any] = {
+            "baseline": toy_baseline,
+            "data": toy_data,
+            "number": 7,
+            "seed": 3,
+            "folder": tmp_path / "trial",
+        }
+        return run_trial(policy, task, Target(), progress, **(defaults | options))
+
+    return go
+
+
+def test_everything_is_measured_on_the_exported_file(run: Any, toy_data: Data, toy_baseline: Baseline, tmp_path: Path) -> None:
+    result = run()
+    assert result.status is Status.COMPLETE
+    file = tmp_path / "trial" / "model.onnx"
+    assert result.metrics["size_bytes"] == file.stat().st_size
+    assert result.metrics["download_bytes"] < file.stat().st_size + 200
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    inputs, targets = toy_data["validation"]
+    assert result.metrics["accuracy"] == (session.run(None, {"input": inputs})[0].argmax(1) == targets).mean()
+    assert result.metrics["latency_ms"] == result.metrics["latency_ratio"] * toy_baseline.metrics["latency_ms"]
+    assert result.metrics["macs"] < toy_baseline.metrics["macs"]
+    assert result.metrics["params"] < toy_baseline.metrics["params"]
+    assert Policy.from_json((tmp_path / "trial" / "policy.json").read_text()) == POLICY
+    assert [rung.step for rung in result.rungs] == [0, 4, 8, 12, 16]
+    assert result.model == "trials/0007/model.onnx"
+    assert set(result.seconds) == {"compress", "finetune", "export", "measure"}
+    assert TrialResult.from_json(result.to_json()) == result
+
+
+def test_the_same_seed_gives_the_same_model(run: Any, tmp_path: Path) -> None:
+    files = []
+    for place, seed in enumerate((5, 5, 6)):
+        run(seed=seed, folder=tmp_path / str(place))
+        files.append((tmp_path / str(place) / "model.onnx").read_bytes())
+    assert files[0] == files[1] != files[2]
+
+
+def test_the_best_rung_is_kept_not_the_last(run: Any) -> None:
+    ruinous = POLICY.model_copy(update={"finetune": Finetune(steps=16, learning_rate=30.0, batch_size=32), "distill": None})
+    result = run(ruinous)
+    scores = [rung.accuracy for rung in result.rungs]
+    assert result.status is Status.COMPLETE
+    assert scores[-1] < max(scores) - 0.1  # training did ruin it
+    assert result.metrics["accuracy"] > max(scores) - 0.03
+
+
+def test_progress_may_stop_it(run: Any, tmp_path: Path) -> None:
+    seen: list[Rung] = []
+
+    def until_second(rung: Rung) -> bool:
+        seen.append(rung)
+        return len(seen) < 2
+
+    result = run(progress=until_second)
+    assert (result.status, result.metrics, len(result.rungs)) == (Status.STOPPED, {}, 2)
+    assert not (tmp_path / "trial" / "model.onnx").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_trial(run: Any) -> None:
+    result = run(task=NanTask())
+    assert (result.status, result.metrics) == (Status.FAILED, {})
+    assert result.error == "the loss is nan at step 1 of 16"
+
+
+def test_a_users_mistake_fails_the_trial_and_names_itself(run: Any) -> None:
+    result = run(task=FailingTask("loss"))
+    assert result.status is Status.FAILED
+    assert result.error == "RuntimeError: a mistake in loss"
+
+
+def test_a_policy_that_does_not_fit_is_refused(run: Any, toy_baseline: Baseline) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'conv1'"):
+        run(Policy(layers={"conv_1": LayerPolicy(weight_bits=4)}))
+    with pytest.raises(UnknownNameError, match="no channel group 'conv2'"):
+        run(Policy(channel_sparsity={"conv2": 0.5}))
+    menu = Target().menu.model_copy(update={"weight_bits": (8, None)})
+    with pytest.raises(PolicyError, match=r"layer 'stem': weight_bits 4 is not on the target's menu \(8, float\)"):
+        POLICY.check(toy_baseline.layers, menu)
+
+
+def test_the_timer_that_is_given_is_used(run: Any, toy_baseline: Baseline) -> None:
+    timed: list[bytes] = []
+
+    def timer(file: bytes) -> Latency:
+        timed.append(file)
+        return Latency(latency_ms=1.0, baseline_latency_ms=4.0, ratio=0.25)
+
+    result = run(timer=timer)
+    assert len(timed[0]) == result.metrics["size_bytes"]
+    assert result.metrics["latency_ratio"] == 0.25
+    assert result.metrics["latency_ms"] == 0.25 * toy_baseline.metrics["latency_ms"]
+
+
+def test_the_baseline_is_trained_once(toy_task: ToyTask, tmp_path: Path) -> None:
+    first = make_baseline(toy_task, Target(), tmp_path, seed=0)
+
+    class Untrainable(ToyTask):
+        def train(self, model: Any, inputs: Any, targets: Any) -> None:
+            raise AssertionError("trained again")
+
+    again = make_baseline(Untrainable(), Target(), tmp_path, seed=0)
+    assert again.onnx == first.onnx
+    assert again.metrics == first.metrics
+    assert again.layers == first.layers
+    assert all(np.array_equal(again.weights[name], value) for name, value in first.weights.items())
+
+
+def test_a_damaged_baseline_is_said(toy_baseline: Baseline, toy_task: ToyTask, tmp_path: Path) -> None:
+    make_baseline(toy_task, Target(), tmp_path, seed=0)
+    (tmp_path / "weights.safetensors").write_bytes(b"torn")
+    with pytest.raises(RunFolderError, match="is damaged"):
+        load_baseline(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["model", "data", "score"])
+def test_a_task_that_does_not_work_is_named(where: Any, tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=f"{where}.*RuntimeError: a mistake in {where}"):
+        make_baseline(FailingTask(where), Target(), tmp_path, seed=0)
+
+
+def test_a_score_out_of_range(tmp_path: Path) -> None:
+    class Percent(ToyTask):
+        def score(self, outputs: Any, targets: Any) -> float:
+            return 100 * super().score(outputs, targets)
+
+    with pytest.raises(TaskError, match=r"outside the task's score_range \(0 to 1\)"):
+        make_baseline(Percent(epochs=1), Target(), tmp_path, seed=0)
+
+
+def test_distillation_pulls_towards_the_teacher(run: Any) -> None:
+    teacher, student = torch.randn(8, 4), torch.randn(8, 4)
+    assert logit_loss(teacher, teacher, 4.0).abs() < 1e-6 < logit_loss(student, teacher, 4.0)
+    assert hint_loss(teacher, teacher) == 0 < hint_loss(student, teacher)
+    assert torch.allclose(hint_loss(teacher * 3, teacher), torch.zeros(()), atol=1e-6)  # only likeness counts
+    taught = run(POLICY.model_copy(update={"distill": Distill(share=0.5, hint_share=0.5)}))
+    plain = run(POLICY.model_copy(update={"distill": None}))
+    assert taught.status is plain.status is Status.COMPLETE
+    assert [rung.accuracy for rung in taught.rungs] != [rung.accuracy for rung in plain.rungs]
+
+
+def test_data_is_checked(tmp_path: Path) -> None:
+    class Uneven(ToyTask):
+        def data(self, split: Any) -> Any:
+            inputs, targets = super().data(split)
+            return inputs, targets[:-1]
+
+    with pytest.raises(TaskError, match="as many inputs as targets"):
+        load_data(Uneven())

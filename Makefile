@@ -1,0 +1,34 @@
+# make demo: installs what is needed into .venv and searches on real MNIST digits.   make test: everything that must hold.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint install constraints
+
+demo: install
+	$(BIN)/autocompress search experiments/mnist_vgg.py
+
+test: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+install: $(VENV)/installed
+
+# torch goes first, by exact pin: asked for loosely by another package it brings gigabytes of CUDA.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	touch $@
+
+# Refreshes the pinned versions from what pyproject.toml allows today.
+constraints:
+	$(PYTHON) -m venv $(VENV)-fresh
+	$(VENV)-fresh/bin/pip install --quiet torch==2.13.0
+	$(VENV)-fresh/bin/pip install --quiet '.[demo,dev]'
+	$(VENV)-fresh/bin/pip freeze --exclude autocompress --exclude pip --exclude setuptools | sed 's/+cpu$$//' > constraints.txt
+	rm -rf $(VENV)-fresh

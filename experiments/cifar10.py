@@ -1,0 +1,66 @@
+"""CIFAR-10 from a folder that the user names, shared by the experiments on it.
+
+The folder, named by the environment variable CIFAR10_DIR, holds ``cifar10_jpeg.npz`` with the arrays train_x
+(n, 32, 32, 3) uint8, train_y (n,) uint8, test_x and test_y.
+"""
+
+import os
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autocompress import ClassificationTask
+from autocompress.errors import ExperimentError
+from autocompress.task import Array, Split
+
+MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
+STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
+VALIDATION = 2000
+
+
+class Cifar10(ClassificationTask):
+    """Pictures of shape (3, 32, 32), normalised, in ten classes. 2,000 of the train images are kept for validation."""
+
+    def data(self, split: Split) -> tuple[Array, Array]:
+        return _split(split)
+
+    def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Mirrors half of the pictures and shifts the whole batch by up to four pixels each way."""
+        mirrored = torch.rand(len(inputs), 1, 1, 1, generator=generator).to(inputs.device) < 0.5
+        pictures = torch.where(mirrored, inputs.flip(3), inputs)
+        down, right = torch.randint(0, 9, (2,), generator=generator).tolist()
+        padded = torch.nn.functional.pad(pictures, (4, 4, 4, 4))
+        return padded[:, :, down : down + 32, right : right + 32]
+
+
+def folder_of_data() -> Path:
+    """The folder that CIFAR10_DIR names. Raises `ExperimentError` when it is not set or not there."""
+    name = os.environ.get("CIFAR10_DIR")
+    if not name:
+        raise ExperimentError(
+            "set CIFAR10_DIR to the folder of cifar10_jpeg.npz, e.g. CIFAR10_DIR=data autocompress ..."
+        )
+    return Path(name).resolve()
+
+
+def required(name: str) -> Path:
+    """A file of that folder. Raises `ExperimentError` when it is missing."""
+    path = folder_of_data() / name
+    if not path.is_file():
+        raise ExperimentError(f"no {name} in {path.parent}; CIFAR10_DIR must name the folder that holds it")
+    return path
+
+
+@cache
+def _split(split: Split) -> tuple[Array, Array]:
+    with np.load(required("cifar10_jpeg.npz")) as arrays:
+        images, labels = (arrays["test_x"], arrays["test_y"]) if split == "test" else (arrays["train_x"], arrays["train_y"])
+    if split != "test":
+        order = np.random.default_rng(0).permutation(len(images))
+        picked = order[:VALIDATION] if split == "validation" else order[VALIDATION:]
+        images, labels = images[picked], labels[picked]
+    normalised = (images.astype(np.float32) / 255 - MEAN) / STD
+    return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2)), labels.astype(np.int64)

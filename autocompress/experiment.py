@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import ExperimentError
@@ -78,7 +79,7 @@ def load_experiment(path: str | Path) -> Experiment:
     file = Path(path).resolve()
     if not file.is_file():
         raise ExperimentError(f"no experiment file {path}{_nearest_file(file)}")
-    module = _run(file)
+    module = run_file(file)
     experiment = getattr(module, "experiment", None)
     if experiment is None:
         raise ExperimentError(f"{path} defines no `experiment`; end it with `experiment = Experiment(task=..., space=...)`")
@@ -88,7 +89,8 @@ def load_experiment(path: str | Path) -> Experiment:
     return experiment
 
 
-def _run(file: Path) -> Any:
+def run_file(file: Path) -> ModuleType:
+    """The module that the file makes. Raises `ExperimentError` that names the file, the line and the cause."""
     # One fixed module name per file: what is pickled in one process is found in another.
     name = f"autocompress_experiment_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)

@@ -37,9 +37,10 @@ class TestScore(Noun):
 class ParetoFront(Noun):
     """The complete results that meet all limits and that no other such result dominates, best first objective first.
 
-    `baseline` holds the metrics of the uncompressed model. When no result meets all limits there are no members, and
-    `nearest` holds up to three complete results that miss them by least. `test` holds the final scores by trial
-    number, `baseline_test` the uncompressed model's: measured once, when the search is over.
+    `baseline` holds the metrics of the uncompressed model. Results that lack a metric, or have one that is not finite,
+    are left out. When no result meets all limits there are no members, and `nearest` holds up to three complete results
+    that miss them by least. `test` holds the final scores by trial number, `baseline_test` the uncompressed model's:
+    measured once, when the search is over.
     """
 
     objectives: tuple[Objective, ...]
@@ -58,7 +59,11 @@ class ParetoFront(Noun):
         limits: Sequence[Limit],
         baseline: dict[str, float],
     ) -> "ParetoFront":
-        complete = [result for result in results if result.status is Status.COMPLETE]
+        complete = [
+            result
+            for result in results
+            if result.status is Status.COMPLETE and unusable(result.metrics, objectives, limits) is None
+        ]
         feasible = [result for result in complete if not missed(result.metrics, limits, baseline)]
         front = _non_dominated(feasible, objectives)
         first = objectives[0]
@@ -96,6 +101,20 @@ class ParetoFront(Noun):
         if how == "best":
             return max(members, key=lambda m: (m.metrics["accuracy"], -m.metrics["size_bytes"]))
         return min(members, key=lambda m: _distance_to_ideal(m.metrics, self.objectives, self.baseline, members))
+
+    def recommended(self) -> TrialResult | None:
+        """The knee of the members at most 1 point of accuracy below the baseline, or of all when there is none."""
+        return self.pick("knee", max_drop=0.01) or self.pick("knee")
+
+
+def unusable(metrics: dict[str, float], objectives: Sequence[Objective], limits: Sequence[Limit]) -> str | None:
+    """Why these metrics cannot be compared with others: one that is needed is missing or not finite. None when they can."""
+    for name in [objective.metric for objective in objectives] + [limit.metric for limit in limits]:
+        if name not in metrics:
+            return f"the trial measured no {name}"
+        if not math.isfinite(metrics[name]):
+            return f"{name} is {metrics[name]}"
+    return None
 
 
 def missed(metrics: dict[str, float], limits: Sequence[Limit], baseline: dict[str, float]) -> list[Limit]:

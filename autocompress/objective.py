@@ -18,7 +18,9 @@ METRICS: dict[str, Goal] = {
     "params": "min",
 }
 _SHORT = {"size": "size_bytes", "download": "download_bytes", "latency": "latency_ms"}
-_UNITS = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "kib": 1024.0, "mib": 1024.0**2, "ms": 1.0, "us": 1e-3, "s": 1e3, "%": 0.01}
+_BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "KiB": 1024.0, "MiB": 1024.0**2}
+_TIMES = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+_SHARES = {"%": 0.01}
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?"
 _LIMIT = re.compile(r"^\s*(\w+)\s*(<=|>=)\s*(.+?)\s*$")
 _PLAIN = re.compile(rf"^({_NUMBER})\s*([a-z%]*)$", re.IGNORECASE)
@@ -62,7 +64,7 @@ class Limit(Noun):
     def parse(cls, text: str) -> "Limit":
         """Reads ``accuracy >= baseline - 0.01``, ``size <= 100 kB``, ``latency <= 0.5 * baseline``, ``size <= baseline / 12``.
 
-        Raises `InputError` that shows these forms.
+        Raises `InputError` that shows these forms, or the units that the metric has.
         """
         match = _LIMIT.match(text)
         if match is None:
@@ -70,9 +72,9 @@ class Limit(Noun):
         name, op, bound = match.groups()
         metric = _SHORT.get(name, name)
         if plain := _PLAIN.match(bound):
-            factor, offset = 0.0, float(plain[1]) * _unit(plain[2], text)
+            factor, offset = 0.0, float(plain[1]) * _unit(plain[2], metric, text)
         elif shifted := _SHIFTED.match(bound):
-            shift = float(shifted[2]) * _unit(shifted[3], text) if shifted[2] else 0.0
+            shift = float(shifted[2]) * _unit(shifted[3], metric, text) if shifted[2] else 0.0
             factor, offset = 1.0, -shift if shifted[1] == "-" else shift
         elif scaled := _SCALED.match(bound):
             number = float(scaled[1] or scaled[3])
@@ -104,10 +106,23 @@ def _metric(name: str, metrics: dict[str, float]) -> float:
     return metrics[name]
 
 
-def _unit(unit: str, text: str) -> float:
-    if unit.lower() not in _UNITS:
-        raise InputError(f"limit {text!r}: no unit {unit!r} (one of: B, kB, MB, KiB, MiB, us, ms, s, %)")
-    return _UNITS[unit.lower()]
+def _unit(unit: str, metric: str, text: str) -> float:
+    units = _units_of(metric)
+    for name, factor in units.items():
+        if unit.lower() == name.lower():
+            return factor
+    if not unit:
+        return 1.0
+    choices = f"one of: {', '.join(units)}" if units else "give a plain number"
+    raise InputError(f"limit {text!r}: {metric} has no unit {unit!r} ({choices}); a share of the baseline is '0.5 * baseline'")
+
+
+def _units_of(metric: str) -> dict[str, float]:
+    if metric.endswith("_bytes"):
+        return _BYTES
+    if metric.endswith("_ms"):
+        return _TIMES
+    return {} if metric in ("macs", "params") else _SHARES
 
 
 def _unreadable(text: str) -> InputError:

@@ -42,8 +42,8 @@ class Finetune(Noun):
     """Fine-tuning of the compressed model with AdamW and a one-cycle learning rate that peaks at `learning_rate`."""
 
     steps: int = Field(default=200, ge=0)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    weight_decay: float = Field(default=1e-4, ge=0)
+    learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=1e-4, ge=0, allow_inf_nan=False)
     batch_size: int = Field(default=64, ge=1)
 
 
@@ -55,7 +55,7 @@ class Distill(Noun):
     before the last layer (FitNets: Romero et al., 2015).
     """
 
-    temperature: float = Field(default=4.0, gt=0)
+    temperature: float = Field(default=4.0, gt=0, allow_inf_nan=False)
     share: float = Field(default=0.7, ge=0, le=1)
     hint_share: float = Field(default=0.0, ge=0, le=1)
 
@@ -104,7 +104,8 @@ class Policy(Noun):
         """The one policy that stands for all that amount to the same compressed model.
 
         Channel shares are rounded to the channel counts that will really be kept, entries that change nothing are
-        dropped, and settings that cannot matter (fine-tuning rates when there are no steps) go back to their defaults.
+        dropped, and settings that cannot matter (fine-tuning rates when there are no steps, a teacher whose shares of the
+        loss are 0) go back to their defaults.
         """
         shares = {
             name: 1 - kept / group.channels
@@ -117,12 +118,13 @@ class Policy(Noun):
             importance=self.importance if shares else "l1",
             layers={name: layer for name, layer in sorted(self.layers.items()) if layer != LayerPolicy()},
             finetune=self.finetune if trains else Finetune(steps=0),
-            distill=self.distill if trains else None,
+            distill=_that_counts(self.distill) if trains else None,
         )
 
     def key(self) -> str:
         """Sixteen hex digits that equal policies, and only those, share."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        data = json.loads(self.to_json(), parse_float=lambda text: float(text) + 0.0)  # -0.0 equals 0.0
+        text = json.dumps(data, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def describe(self, layers: Layers) -> str:
@@ -146,6 +148,12 @@ def kept_channels(channels: int, share: float, multiple: int) -> int:
     lower = max(multiple, int(wanted // multiple) * multiple)
     upper = min(channels, lower + multiple)
     return lower if wanted - lower < upper - wanted else upper
+
+
+def _that_counts(distill: Distill | None) -> Distill | None:
+    if distill is None or distill.share > 0:
+        return distill
+    return Distill(share=0.0, hint_share=distill.hint_share) if distill.hint_share > 0 else None
 
 
 def _on_menu(layer: str, what: str, given: int | None, menu: Iterable[int | None]) -> None:

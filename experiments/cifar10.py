@@ -40,9 +40,7 @@ def folder_of_data() -> Path:
     """The folder that CIFAR10_DIR names. Raises `ExperimentError` when it is not set or not there."""
     name = os.environ.get("CIFAR10_DIR")
     if not name:
-        raise ExperimentError(
-            "set CIFAR10_DIR to the folder of cifar10_jpeg.npz, e.g. CIFAR10_DIR=data autocompress ..."
-        )
+        raise ExperimentError("set CIFAR10_DIR to the folder of cifar10_jpeg.npz, e.g. CIFAR10_DIR=data autocompress ...")
     return Path(name).resolve()
 
 

@@ -7,11 +7,11 @@ out is the test split alone.
 
 import torch
 from cifar10 import Cifar10, required
-from search_spaces.joint import make
 from torch import Tensor, nn
 
 from autocompress import Budget, Experiment
 from autocompress.errors import ExperimentError
+from search_spaces.joint import make
 
 
 class Shortcut(nn.Conv2d):

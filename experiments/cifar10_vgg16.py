@@ -7,10 +7,10 @@ the folder with ``cifar10_jpeg.npz``. Half the published width by default, which
 
 import torch
 from cifar10 import Cifar10, required
-from search_spaces.joint import make
 from torch import Tensor, nn
 
 from autocompress import Budget, Experiment
+from search_spaces.joint import make
 
 CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 

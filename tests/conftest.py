@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from autocompress.baseline import Baseline, Data, load_data, make_baseline
+from autocompress.drivers.local import LocalDriver
+from autocompress.run import run_search
 from autocompress.target import Target
 from autocompress.testing import ToyTask
+from tests.toy import write_experiment
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,3 +33,18 @@ def toy_data(toy_task: ToyTask) -> Data:
 def toy_baseline(toy_task: ToyTask, tmp_path_factory: pytest.TempPathFactory) -> Baseline:
     folder: Path = tmp_path_factory.mktemp("baseline")
     return make_baseline(toy_task, Target(), folder, seed=0)
+
+
+@pytest.fixture(scope="session")
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One MLflow database for many runs: making one takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+@pytest.fixture(scope="session")
+def toy_run(tracking_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished search of four trials, one after another. Only to be read: copy it to change it."""
+    folder: Path = tmp_path_factory.mktemp("toy")
+    file = write_experiment(folder)
+    run_search(file, folder / "run", driver=LocalDriver(), tracking_uri=tracking_uri)
+    return folder / "run"

@@ -1,0 +1,186 @@
+"""Tries everything of an experiment that a search will need, without searching: each in a second, in plain words."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import optuna
+import torch
+from torch import Tensor, nn
+
+from autocompress.baseline import Data, as_tensors, load_data
+from autocompress.errors import ExportError, InputError, PolicyError, TaskError
+from autocompress.experiment import Experiment, load_experiment
+from autocompress.layer import Layers
+from autocompress.policy import Policy
+from autocompress.probe import probe
+from autocompress.runtimes import runtime_of
+from autocompress.task import Array, Split, Task
+
+T = TypeVar("T")
+
+_EXAMPLES = 8
+_SAMPLES = 5
+_SCORED = 512
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was looked at and what was found. `warning` marks what a search survives and a user should know."""
+
+    what: str
+    found: str
+    warning: bool = False
+    layers: Layers | None = None
+
+
+def check(file: Path) -> Iterator[Finding]:
+    """Looks at one thing after another; the first that a search could not work with raises `InputError`."""
+    experiment = load_experiment(file)
+    yield Finding("experiment", _in_words(experiment))
+    task = experiment.task
+    data = {**load_data(task), "test": _test_split(task)}
+    for split, (inputs, targets) in data.items():
+        yield Finding(f"data, {split}", f"inputs {_array(inputs)}, targets {_array(targets)}")
+    yield from _same_again(task, data)
+    yield from _shared(data)
+    model = _called("model()", task.model)
+    if not isinstance(model, nn.Module):
+        raise TaskError(f"model() must give a torch.nn.Module, given {type(model).__name__}")
+    example, wanted = (tensor[:_EXAMPLES] for tensor in as_tensors(data["train"]))
+    layers = probe(model, example)
+    yield Finding("layers", f"{len(layers)} layers, {len(layers.groups)} channel groups", layers=layers)
+    yield _loss(task, model, example, wanted)
+    yield _score(task, model, data["validation"])
+    yield _space(experiment, layers)
+    yield _export(experiment, model, example)
+
+
+def _in_words(experiment: Experiment) -> str:
+    objectives = ", ".join(objective.metric for objective in experiment.parsed_objectives)
+    limits = ", ".join(limit.text for limit in experiment.parsed_limits) or "no limits"
+    return f"{type(experiment.task).__name__}; objectives {objectives}; {limits}; {experiment.target.runtime}"
+
+
+def _array(array: Array) -> str:
+    values = f", {array.min():.3g} to {array.max():.3g}" if array.size and array.dtype.kind in "fiu" else ""
+    return f"{'x'.join(str(size) for size in array.shape)} {array.dtype}{values}"
+
+
+def _test_split(task: Task) -> tuple[Array, Array]:
+    inputs, targets = (np.asarray(array) for array in _called("data('test')", lambda: task.data("test")))
+    if len(inputs) != len(targets) or len(inputs) < 2:
+        raise TaskError(f"data('test') must give as many inputs as targets, at least 2; given {len(inputs)} and {len(targets)}")
+    if inputs.dtype.kind == "f" and not np.isfinite(inputs).all():
+        raise TaskError("data('test') has inputs that are not finite numbers")
+    return inputs, targets
+
+
+def _same_again(task: Task, data: Data) -> Iterator[Finding]:
+    for split, (inputs, targets) in data.items():
+        again = task.data(split)
+        if not (np.array_equal(inputs, again[0]) and np.array_equal(targets, again[1])):
+            raise TaskError(f"data({split!r}) gives other data each time it is called; fix its random seed")
+        shape, first = inputs.shape[1:], data["train"][0].shape[1:]
+        if shape != first:
+            raise TaskError(f"data({split!r}) has inputs of shape {shape}, data('train') of {first}")
+        if inputs.dtype != np.float32:
+            yield Finding(f"data, {split}", f"inputs are {inputs.dtype}; models take float32", warning=True)
+
+
+def _shared(data: Data) -> Iterator[Finding]:
+    rows = {split: {row.tobytes() for row in np.ascontiguousarray(inputs)} for split, (inputs, _) in data.items()}
+    pairs: list[tuple[Split, Split]] = [("train", "validation"), ("train", "test"), ("validation", "test")]
+    shared = {pair: len(rows[pair[0]] & rows[pair[1]]) for pair in pairs}
+    for (left, right), count in shared.items():
+        if count:
+            what = "the same input is" if count == 1 else f"{count} inputs are"
+            yield Finding("data", f"{what} in both {left} and {right}: scores will look better than they are", warning=True)
+    if not any(shared.values()):
+        yield Finding("data", "no example is in two splits")
+
+
+def _loss(task: Task, model: nn.Module, inputs: Tensor, targets: Tensor) -> Finding:
+    model.train()
+    model.zero_grad()
+    outputs = _called("the model in training mode", lambda: model(inputs))
+    if not isinstance(outputs, Tensor) or len(outputs) != len(inputs):
+        given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise TaskError(f"the model must give one tensor with a row for each of {len(inputs)} inputs, given {given}")
+    loss = _called("loss()", lambda: task.loss(outputs, targets))
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        given = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise TaskError(f"loss() must give a scalar tensor, given {given}")
+    if not torch.isfinite(loss):
+        raise TaskError(f"loss() gave {loss.item()} on {len(inputs)} training examples; it must be finite")
+    if not loss.requires_grad:
+        raise TaskError("loss() is cut off from the model: no gradient flows (a .detach(), .item() or numpy in between?)")
+    loss.backward()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    reached = [parameter.grad for parameter in trained if parameter.grad is not None]
+    if not all(bool(torch.isfinite(gradient).all()) for gradient in reached):
+        raise TaskError("loss() has gradients that are not finite")
+    if len(reached) < len(trained):
+        missed = len(trained) - len(reached)
+        return Finding("loss", f"{loss.item():.4g}; no gradient for {missed} of {len(trained)} parameters", warning=True)
+    return Finding("loss", f"{loss.item():.4g}, differentiable")
+
+
+def _score(task: Task, model: nn.Module, split: tuple[Array, Array]) -> Finding:
+    inputs, targets = split[0][:_SCORED], split[1][:_SCORED]
+    with torch.no_grad():
+        outputs = model.eval()(torch.tensor(inputs)).numpy()
+    value = float(_called("score()", lambda: task.score(outputs, targets)))
+    low, high = task.score_range
+    if not np.isfinite(value):
+        raise TaskError(f"score() gave {value}; it must be a finite number")
+    if not low <= value <= high:
+        raise TaskError(f"score() gave {value:.6g}, outside the task's score_range ({low:g} to {high:g})")
+    ends = _called("interval()", lambda: task.interval(outputs, targets))
+    trains = type(task).train is not Task.train
+    return Finding("score", f"{value:.4f} ({ends[0]:.4f} to {ends[1]:.4f}){', before training' if trains else ''}")
+
+
+def _space(experiment: Experiment, layers: Layers) -> Finding:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    menu = experiment.target.menu
+    seen: list[dict[str, object]] = []
+    for _ in range(_SAMPLES):
+        trial = study.ask()
+        policy = _called("the space", partial(experiment.space, trial, layers, experiment.target))
+        if not isinstance(policy, Policy):
+            raise PolicyError(f"the space must return a Policy, given {type(policy).__name__}")
+        policy.check(layers, menu)
+        seen.append(dict(trial.distributions))
+    if any(parameters != seen[0] for parameters in seen):
+        return Finding("space", "asks for other parameters from trial to trial: samplers learn less from it", warning=True)
+    return Finding("space", f"{len(seen[0])} parameters, {_SAMPLES} samples valid")
+
+
+def _export(experiment: Experiment, model: nn.Module, inputs: Tensor) -> Finding:
+    runtime = runtime_of(experiment.target)
+    try:
+        file = runtime.export(model.eval(), inputs)
+        outputs = runtime.load(file, experiment.target)(inputs.numpy())
+    except ExportError as error:
+        raise TaskError(f"the model cannot be exported to {experiment.target.runtime}: {error}") from error
+    with torch.no_grad():
+        expected = model(inputs).numpy()
+    gap = float(np.abs(outputs - expected).max())
+    if gap > 1e-2 * max(1.0, float(np.abs(expected).max())):
+        raise TaskError(f"the exported model's outputs differ from the model's by {gap:.3g}")
+    return Finding("export", f"{len(file):,} bytes, outputs within {gap:.1g} of the model's")
+
+
+def _called(name: str, function: Callable[[], T]) -> T:
+    try:
+        return function()
+    except InputError:
+        raise
+    except Exception as error:
+        text = str(error).strip().splitlines()
+        raise TaskError(f"{name} failed: {type(error).__name__}: {text[0] if text else 'no message'}") from error

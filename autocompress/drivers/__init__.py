@@ -1,0 +1,51 @@
+"""What runs the trials of a search: one after another in this process, or many at once on Ray."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:  # Ray's processes load this package; none of them needs all of these
+    from autocompress.baseline import Baseline, Data
+    from autocompress.experiment import Experiment
+    from autocompress.folder import RunFolder
+    from autocompress.result import Rung, TrialResult
+    from autocompress.search import Asked, Search
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """All that the trials of one search share: `experiment` (read from `experiment_file`), its baseline and its data."""
+
+    experiment: "Experiment"
+    experiment_file: Path
+    folder: "RunFolder"
+    baseline: "Baseline"
+    data: "Data"
+
+    @property
+    def threads(self) -> int:
+        """Threads a trial trains with: as many as CPUs are reserved for it, so that trials do not get in each other's way."""
+        return max(1, int(self.experiment.cpus_per_trial))
+
+
+class Listener(Protocol):
+    """Hears what happens, in the driver's process and in order. Every call should return quickly."""
+
+    def started(self, asked: "Asked") -> None:
+        """A trial begins. Called once a trial, also when it has to be begun again on another worker."""
+
+    def rung(self, number: int, rung: "Rung") -> None:
+        """A trial under way has reached a rung. Called once a step."""
+
+    def finished(self, result: "TrialResult") -> None:
+        """A trial is over, whatever came of it. The search is told after this returns."""
+
+
+class Driver(Protocol):
+    """Carries out what a search asks for."""
+
+    def run(self, search: "Search", job: Job, listener: Listener) -> None:
+        """Returns when the search asks for nothing more and knows the result of every trial that was started.
+
+        After Ctrl-C the search is stopped as "interrupted", trials under way are dropped, and it returns as usual.
+        """

@@ -1,0 +1,192 @@
+"""Starts Ray on this machine, or joins a cluster that runs, and keeps what Ray has to say off the terminal."""
+
+import io
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+import ray
+
+from autocompress.errors import ExperimentError, UnreachableError
+
+_REACH_SECONDS = 10.0
+LANE = "latency_lane"
+
+# Ray and Tune read these when they start; what the user has set stays.
+_SETTINGS = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    # Nobody resumes from Tune's snapshots, and each rewrites the whole history.
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
+    # Relative paths in an experiment mean the same in a worker as here.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+_LOCAL_SETTINGS = {
+    # One user, one machine; with tokens Ray would want to write to the home folder.
+    "RAY_AUTH_MODE": "disabled",
+    # Ray would give every process low priority, the latency lane too; trainers take it themselves.
+    "RAY_worker_niceness": "0",
+}
+
+
+@contextmanager
+def ray_cluster(address: str | None, *, threads: int, folder: Path, run: Path, log: Path) -> Iterator[None]:
+    """Ray for as long as the context lasts: started on this machine, or the cluster that runs at `address`.
+
+    A Ray that this process already uses is used and left running. To a cluster the experiment's `folder` is sent, but
+    for the `run` folder if that lies within. Raises `UnreachableError` within some ten seconds.
+    """
+    settings = _SETTINGS if address else {**_SETTINGS, **_LOCAL_SETTINGS}
+    with _environment(settings), _logged_to(log):
+        if ray.is_initialized():
+            yield
+            return
+        environment: dict[str, Any] = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
+        try:
+            if address is None:
+                _start(environment)
+            else:
+                _join(address, {**environment, "working_dir": str(folder), "excludes": _excludes(folder, run)})
+            yield
+        finally:
+            with redirect_stdout(io.StringIO()):  # it would repeat what it has said before
+                ray.shutdown()
+
+
+def room(cpus: float, gpus: float, *, remedy: str) -> int:
+    """How many trials of this size fit on the nodes at once. Raises `ExperimentError` with the `remedy` when none does."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    fit = sum(_fit(node, cpus, gpus) for node in nodes)
+    if fit == 0:
+        most = max((node.get("CPU", 0), node.get("GPU", 0)) for node in nodes)
+        raise ExperimentError(
+            f"no node has room for a trial of {cpus:g} CPUs and {gpus:g} GPUs, the largest has {most[0]:g} and {most[1]:g}; {remedy}"
+        )
+    return fit
+
+
+def lane_resources() -> dict[str, float]:
+    """Where files are timed: on a node that declares `latency_lane`, else on the head node.
+
+    A small share, because it only says where: searches that use the cluster at the same time queue at the lane's lock.
+    """
+    declared = LANE in ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return {LANE if declared else "node:__internal_head__": 0.001}
+
+
+def _start(environment: dict[str, Any]) -> None:
+    ray.init(
+        address="local",  # by default Ray would join any cluster that runs on this machine
+        resources={LANE: 1},
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env=environment,
+    )
+
+
+def _join(address: str, environment: dict[str, Any]) -> None:
+    if address.startswith("ray://"):
+        raise UnreachableError(
+            f"{address} is a Ray Client address; run autocompress on the cluster instead "
+            "(`ray exec` or `ray job submit`) with --address auto"
+        )
+    _check_answers(address)
+    try:
+        ray.init(address=address, log_to_driver=False, runtime_env=environment)
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        raise UnreachableError(f"cannot join the Ray cluster at {address}: {_last_line(str(error))}") from error
+
+
+def _check_answers(address: str) -> None:
+    problem = _silence(address)
+    if problem:
+        raise UnreachableError(
+            f"no Ray cluster at {address} ({problem}); start one with `ray start --head`, or leave --address out "
+            "to use this machine alone"
+        )
+
+
+def _silence(address: str) -> str:
+    """Why the cluster cannot be reached; empty when it can."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=_REACH_SECONDS).close()
+        except OSError as error:
+            return str(error)
+    # In a child process: Ray itself tries for most of a minute, and cannot be stopped from within.
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_REACH_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return f"no answer within {_REACH_SECONDS:.0f} s"
+    return _last_line(done.stderr) if done.returncode else ""
+
+
+def _excludes(folder: Path, run: Path) -> list[str]:
+    return [f"/{run.relative_to(folder)}/"] if run.is_relative_to(folder) else []
+
+
+def _fit(node: Mapping[str, float], cpus: float, gpus: float) -> int:
+    needs = {name: need for name, need in (("CPU", cpus), ("GPU", gpus)) if need > 0}
+    # 0.3 / 0.1 is a little less than 3 in floating point.
+    return min(int(node.get(name, 0) / need + 1e-6) for name, need in needs.items())
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"
+
+
+@contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    added = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def _logged_to(path: Path) -> Iterator[None]:
+    logger = logging.getLogger("ray")
+    file = logging.FileHandler(path, delay=True)
+    handlers, level = logger.handlers[:], logger.level
+    logger.handlers[:] = [file]
+    try:
+        with redirect_stdout(cast(TextIO, _WithoutRay(sys.stdout, logger))):
+            yield
+    finally:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+        file.close()
+
+
+class _WithoutRay:
+    """Standard output, except that what Ray prints from a thread of its own (lost workers and nodes) goes to the log."""
+
+    def __init__(self, stream: TextIO, logger: logging.Logger) -> None:
+        self._stream = stream
+        self._logger = logger
+
+    def write(self, text: str) -> int:
+        if threading.current_thread().name != "ray_listen_error_messages":
+            return self._stream.write(text)
+        if text.strip():
+            self._logger.warning(text.strip())
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -1,0 +1,55 @@
+"""The latency lane as a Ray actor: all files of a search are timed on one machine, one after another.
+
+Nothing trains there meanwhile: `measure_latency` sees to it with `autocompress.lane`.
+"""
+
+from textwrap import shorten
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from autocompress.errors import TrialError
+from autocompress.measure import Latency, Timer, measure_latency
+from autocompress.target import Target
+
+# A timing takes seconds, but may have to queue behind those of all other trials.
+_SECONDS = 900.0
+_REASON_LENGTH = 240
+
+
+class LatencyLane:
+    """`baseline` is the uncompressed model's file, `target` JSON."""
+
+    def __init__(self, baseline: bytes, target: str) -> None:
+        self._baseline = baseline
+        self._target = Target.from_json(target)
+
+    def ready(self) -> None:
+        """Returns once the actor runs."""
+
+    def time(self, model: bytes) -> Latency:
+        return measure_latency(model, self._baseline, self._target)
+
+
+def remote_timer(lane: Any) -> Timer:
+    """Times a file in the actor `lane`. Raises `TrialError` when that fails: it is the trial that has no latency then."""
+
+    def timer(model: bytes) -> Latency:
+        try:
+            latency: Latency = ray.get(lane.time.remote(model), timeout=_SECONDS)
+        except GetTimeoutError as error:
+            raise TrialError(f"the latency lane gave no answer within {_SECONDS:.0f} s") from error
+        except RayError as error:
+            raise TrialError(f"the latency lane failed: {reason(error)}") from error
+        return latency
+
+    return timer
+
+
+def reason(error: BaseException) -> str:
+    """Why something in a Ray process did not come to its end, in one line."""
+    if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        return shorten(f"{type(error.cause).__name__}: {error.cause}", _REASON_LENGTH)
+    text = str(error).rpartition("Worker exit detail: ")[2]
+    return shorten(f"worker died: {text}", _REASON_LENGTH)

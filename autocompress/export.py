@@ -1,0 +1,147 @@
+"""Delivers a pick from a run: the file to deploy, its policy, what it claims, and how to use it."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from autocompress.errors import InputError, RunFolderError, UnknownNameError, unknown_name
+from autocompress.experiment import Experiment
+from autocompress.front import ParetoFront, Pick, TestScore
+from autocompress.measure import download_bytes, test_score
+from autocompress.result import Status, TrialResult
+from autocompress.run import Run
+from autocompress.runtimes import runtime_of
+from autocompress.verify import CLAIMS, MODEL, POLICY, README, Claims
+
+_PICKS: tuple[Pick, ...] = get_args(Pick)
+
+
+def export(run: Run, pick: str, into: Path, *, max_drop: float) -> TrialResult:
+    """Writes the picked trial's file, policy, claims and usage text into the folder `into`, and returns the trial.
+
+    `pick` is "knee", "smallest", "fastest" or "best" of the front's members whose accuracy is at most `max_drop` below
+    the uncompressed model's, or the number of any complete trial. Raises `InputError`.
+    """
+    front = run.front()
+    result = choose(front, run.folder.results(), pick, max_drop=max_drop)
+    model = _content(run, result)
+    _make(into)
+    experiment = run.experiment()
+    score = front.test.get(result.number) or test_score(model, experiment.task, experiment.target)
+    claims = _claims(run, front, result, model, score, experiment)
+    usage = _usage(claims, result, runtime_of(experiment.target).load(model, experiment.target).example_shape)
+    (into / MODEL).write_bytes(model)
+    (into / POLICY).write_text(result.policy.to_json(indent=1))
+    (into / README).write_text(usage)
+    # Last: with its claims in place the folder counts as an exported model.
+    (into / CLAIMS).write_text(claims.to_json(indent=1))
+    return result
+
+
+def choose(front: ParetoFront, results: Sequence[TrialResult], pick: str, *, max_drop: float) -> TrialResult:
+    """The trial that `pick` names; see `export`. Raises `InputError` that says what is there to pick."""
+    if re.fullmatch(r"\d+", pick):
+        return _by_number(results, int(pick))
+    named: dict[str, Pick] = {name: name for name in _PICKS}
+    if pick not in named:
+        raise unknown_name("pick", pick, [*_PICKS, "a trial number"])
+    chosen = front.pick(named[pick], max_drop=max_drop)
+    if chosen is None:
+        raise InputError(_nothing_to_pick(front, max_drop))
+    return chosen
+
+
+def _by_number(results: Sequence[TrialResult], number: int) -> TrialResult:
+    by_number = {result.number: result for result in results}
+    if number not in by_number:
+        complete = ", ".join(str(result.number) for result in results if result.status is Status.COMPLETE)
+        raise UnknownNameError(f"no trial {number} in this run; its complete trials are {complete or 'none'}")
+    result = by_number[number]
+    if result.status is not Status.COMPLETE:
+        raise InputError(f"trial {number} has no file to export: it {result.status} ({result.error or 'ended early'})")
+    return result
+
+
+def _nothing_to_pick(front: ParetoFront, max_drop: float) -> str:
+    if front.members:
+        best = max(front.members, key=lambda member: member.metrics["accuracy"])
+        drop = front.baseline["accuracy"] - best.metrics["accuracy"]
+        return (
+            f"no model on the front is within {max_drop:g} of the uncompressed accuracy {front.baseline['accuracy']:.4f}; "
+            f"the nearest is trial {best.number} at {best.metrics['accuracy']:.4f}: give --max-drop {drop + 5e-5:.4f}"
+        )
+    limits = " and ".join(limit.text for limit in front.limits) or "no limits"
+    if front.nearest:
+        near = ", ".join(str(result.number) for result in front.nearest)
+        return (
+            f"no trial meets {limits}; the nearest are {near}: export one by its number, e.g. --pick {front.nearest[0].number}"
+        )
+    return "no trial is complete yet: there is nothing to export"
+
+
+def _content(run: Run, result: TrialResult) -> bytes:
+    file = run.folder.path / (result.model or "")
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise RunFolderError(
+            f"{run.folder.path} is damaged: cannot read the file of trial {result.number} ({error})"
+        ) from error
+
+
+def _make(into: Path) -> None:
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+        if any(into.iterdir()) and not (into / CLAIMS).exists():
+            raise InputError(f"{into} holds other files; choose a new folder with -o")
+        (into / CLAIMS).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {into}: {error.strerror}; choose another folder with -o") from error
+
+
+def _claims(
+    run: Run, front: ParetoFront, result: TrialResult, model: bytes, score: TestScore, experiment: Experiment
+) -> Claims:
+    return Claims(
+        trial=result.number,
+        run=str(run.folder.path),
+        sha256=hashlib.sha256(model).hexdigest(),
+        size_bytes=len(model),
+        download_bytes=download_bytes(model),
+        accuracy=score,
+        validation_accuracy=result.metrics["accuracy"],
+        latency_ms=result.metrics["latency_ms"],
+        latency_ratio=result.metrics["latency_ratio"],
+        baseline_size_bytes=int(front.baseline["size_bytes"]),
+        baseline_latency_ms=front.baseline["latency_ms"],
+        baseline_accuracy=front.baseline_test,
+        target=experiment.target,
+        environment=result.environment,
+    )
+
+
+def _usage(claims: Claims, result: TrialResult, example_shape: Sequence[int]) -> str:
+    shape = ", ".join(str(size) for size in example_shape)
+    smaller, score = claims.baseline_size_bytes / claims.size_bytes, claims.accuracy
+    return f"""\
+A compressed model, found by autocompress (trial {claims.trial}).
+
+    policy     {result.summary}
+    size       {claims.size_bytes:,} bytes, {smaller:.1f}x smaller than uncompressed
+    latency    {claims.latency_ms:.3g} ms for {claims.target.batch_size} example(s), {1 / claims.latency_ratio:.2f}x faster
+    accuracy   {score.accuracy:.4f} on {score.examples:,} test examples (95 % interval {score.low:.4f} to {score.high:.4f})
+
+It needs onnxruntime and numpy, nothing else:
+
+    import numpy as np
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession("{MODEL}", providers=["CPUExecutionProvider"])
+    inputs = np.zeros((1, {shape}), dtype=np.float32)  # a batch of your examples
+    outputs = session.run(None, {{session.get_inputs()[0].name: inputs}})[0]
+
+{POLICY} says what was done to the network, {CLAIMS} what was measured and where.
+Measure it again by `autocompress verify` on this folder.
+"""

@@ -1,0 +1,182 @@
+"""What the report shows: one table of all complete trials, and words for their figures."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import pandas as pd
+
+from autocompress.front import ParetoFront, Pick, TestScore, missed
+from autocompress.layer import Layers
+from autocompress.objective import Limit
+from autocompress.result import Status, TrialResult
+
+# Columns of the table that hold a metric under its own name, in this order.
+_METRICS = ("size_bytes", "download_bytes", "latency_ms", "accuracy", "macs", "params")
+# How latency_ms was found: of no use to who reads a report.
+_LEFT_OUT = ("latency_ratio", "latency_measured_ms")
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the page and the picture are drawn from.
+
+    `table` has a row for every complete trial: the front first, in its order, then the others by number. `counts` says
+    how many trials ended how. `notes` is what there is to say when no trial meets the limits, else empty.
+    """
+
+    title: str
+    front: ParetoFront
+    table: pd.DataFrame
+    counts: dict[Status, int]
+    notes: tuple[str, ...]
+
+
+def report_of(front: ParetoFront, results: Sequence[TrialResult], layers: Layers, title: str) -> Report:
+    counted = Counter(result.status for result in results)
+    return Report(
+        title=title,
+        front=front,
+        table=_table(front, results, layers),
+        counts={status: counted[status] for status in Status},
+        notes=tuple(nearest_lines(front, results)),
+    )
+
+
+def nearest_lines(front: ParetoFront, results: Sequence[TrialResult] = ()) -> list[str]:
+    """Why the front is empty: the nearest models, what they lack, and the limit that binds. Empty when it is not.
+
+    What binds is judged on all complete trials of `results`, by default on the nearest.
+    """
+    if front.members:
+        return []
+    if not front.nearest:
+        reasons = Counter(result.error for result in results if result.error).most_common(1)
+        because = f" The most frequent reason ({reasons[0][1]} of {len(results)}): {reasons[0][0]}" if reasons else ""
+        return [f"No trial was completed, so there is nothing to choose from.{because}"]
+    complete = [result for result in results if result.status is Status.COMPLETE] or list(front.nearest)
+    wanted = " and ".join(limit.text for limit in front.limits)
+    lines = [f"None of {_count(len(complete), 'trial')} meets {wanted}. The nearest:"]
+    lines += [_nearest_line(result, front) for result in front.nearest]
+    return [*lines, _binding_line(complete, front)]
+
+
+def policy_words(result: TrialResult, layers: Layers) -> str:
+    """The policy in a few words."""
+    return result.summary or result.policy.describe(layers)
+
+
+def times_smaller(metrics: dict[str, float], baseline: dict[str, float]) -> float:
+    return baseline["size_bytes"] / metrics["size_bytes"]
+
+
+def times_faster(metrics: dict[str, float], baseline: dict[str, float]) -> float:
+    return baseline["latency_ms"] / metrics["latency_ms"]
+
+
+def show(metric: str, value: float, baseline: dict[str, float]) -> str:
+    """A figure with its unit: ``24.0 kB``, ``0.220 ms``, ``97.5%``, ``1.2 M``."""
+    if metric.endswith("_bytes"):
+        return f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.1f} kB"
+    if metric.endswith("_ms"):
+        return f"{f'{value:#.3g}'.rstrip('.')} ms"
+    if metric == "accuracy":
+        return f"{value:.1%}" if is_share(baseline) else f"{value:.4g}"
+    if metric in ("macs", "params"):
+        return f"{value / 1e6:.3g} M"
+    return f"{value:.4g}"
+
+
+def show_test(score: TestScore, baseline: dict[str, float]) -> str:
+    """A test score with half the width of its interval: ``97.1 ± 0.8%``."""
+    half = (score.high - score.low) / 2
+    return f"{100 * score.accuracy:.1f} ± {100 * half:.1f}%" if is_share(baseline) else f"{score.accuracy:.4g} ± {half:.2g}"
+
+
+def is_share(baseline: dict[str, float]) -> bool:
+    """False for a task whose score is not a share of right answers."""
+    return 0 <= baseline["accuracy"] <= 1
+
+
+def _table(front: ParetoFront, results: Sequence[TrialResult], layers: Layers) -> pd.DataFrame:
+    on_front = {member.number: place for place, member in enumerate(front.members)}
+    complete = [result for result in results if result.status is Status.COMPLETE]
+    complete.sort(key=lambda result: (on_front.get(result.number, len(on_front)), result.number))
+    own = sorted({name for result in complete for name in result.metrics} - set(_METRICS) - set(_LEFT_OUT))
+    picks = _picks(front)
+    rows = [
+        _row(result, front, own, layers) | {"on_front": result.number in on_front, "pick": picks.get(result.number, "")}
+        for result in complete
+    ]
+    columns = [*_row_head(), *own, "policy", "model"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _row_head() -> list[str]:
+    return [
+        *("number", "on_front", "pick", "size_bytes", "size_ratio", "download_bytes", "latency_ms", "speedup", "accuracy"),
+        *("test_accuracy", "test_low", "test_high", "macs", "params"),
+    ]
+
+
+def _row(result: TrialResult, front: ParetoFront, own: Sequence[str], layers: Layers) -> dict[str, object]:
+    test = front.test.get(result.number)
+    row: dict[str, object] = {name: result.metrics.get(name) for name in (*_METRICS, *own)}
+    row |= {
+        "number": result.number,
+        "size_ratio": round(times_smaller(result.metrics, front.baseline), 3),
+        "speedup": round(times_faster(result.metrics, front.baseline), 3),
+        "policy": policy_words(result, layers),
+        "model": result.model,
+    }
+    if test is not None:
+        row |= {"test_accuracy": test.accuracy, "test_low": test.low, "test_high": test.high}
+    return row
+
+
+def _picks(front: ParetoFront) -> dict[int, str]:
+    """Trial number -> the names by which it can be picked, the recommended one first."""
+    chosen = [("recommended", front.recommended()), *((how, front.pick(how)) for how in get_args(Pick))]
+    names: dict[int, list[str]] = {}
+    for name, member in chosen:
+        if member is not None:
+            names.setdefault(member.number, []).append(name)
+    return {number: ", ".join(listed) for number, listed in names.items()}
+
+
+def _nearest_line(result: TrialResult, front: ParetoFront) -> str:
+    base, metrics = front.baseline, result.metrics
+    gaps = [
+        f"misses {limit.text} by {_gap(limit, limit.excess(metrics, base), base)}"
+        for limit in missed(metrics, front.limits, base)
+    ]
+    return (
+        f"trial {result.number}: {times_smaller(metrics, base):.1f}x smaller, {times_faster(metrics, base):.1f}x faster, "
+        f"accuracy {show('accuracy', metrics['accuracy'], base)}; {', '.join(gaps)}"
+    )
+
+
+def _binding_line(complete: Sequence[TrialResult], front: ParetoFront) -> str:
+    counts = [
+        (sum(limit in missed(result.metrics, [limit], front.baseline) for result in complete), limit.text)
+        for limit in front.limits
+    ]
+    most = max(count for count, _ in counts)
+    binding = " and ".join(text for count, text in counts if count == most)
+    if most == len(complete):
+        return f"What binds: {binding}, missed by every trial. Loosen it, or widen the search space."
+    return (
+        f"Each limit is met by some trial, but no trial meets them all. What binds most: {binding}, "
+        f"missed by {most} of {_count(len(complete), 'trial')}."
+    )
+
+
+def _gap(limit: Limit, excess: float, baseline: dict[str, float]) -> str:
+    if limit.metric == "accuracy" and is_share(baseline):
+        return f"{100 * excess:.1f} points"
+    return show(limit.metric, excess, baseline)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -1,0 +1,42 @@
+"""The front as a table for the terminal."""
+
+from rich.table import Table
+from rich.text import Text
+
+from autocompress.front import ParetoFront
+from autocompress.layer import Layers
+from autocompress.report.data import policy_words, show, show_test, times_faster, times_smaller
+from autocompress.result import TrialResult
+
+
+def front_table(front: ParetoFront, layers: Layers) -> Table:
+    """The uncompressed model, then the front (the nearest models when it is empty), best first objective first."""
+    table = Table(caption="★ recommended" if front.members else None, caption_justify="left", pad_edge=False)
+    table.add_column("trial", justify="right", no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("latency", justify="right", no_wrap=True)
+    table.add_column("accuracy\n(validation)", justify="right", no_wrap=True)
+    table.add_column("accuracy\n(test)", justify="right", no_wrap=True)
+    table.add_column("policy", overflow="fold")
+    base = front.baseline
+    tested = show_test(front.baseline_test, base) if front.baseline_test else ""
+    figures = [show(metric, base[metric], base) for metric in ("size_bytes", "latency_ms", "accuracy")]
+    table.add_row("", *figures, tested, "uncompressed", style="dim", end_section=True)
+    chosen = front.recommended()
+    for result in front.members or front.nearest:
+        recommended = chosen is not None and result.number == chosen.number
+        table.add_row(*_cells(result, front, layers, "★ " if recommended else ""), style="bold" if recommended else "")
+    return table
+
+
+def _cells(result: TrialResult, front: ParetoFront, layers: Layers, mark: str) -> list[Text]:
+    base, test = front.baseline, front.test.get(result.number)
+    cells = [
+        f"{mark}{result.number}",
+        f"{times_smaller(result.metrics, base):.1f}x smaller",
+        f"{times_faster(result.metrics, base):.1f}x faster",
+        show("accuracy", result.metrics["accuracy"], base),
+        show_test(test, base) if test else "",
+        policy_words(result, layers),
+    ]
+    return [Text(cell) for cell in cells]  # a policy's words are no markup

@@ -1,0 +1,108 @@
+"""What search spaces have in common, and how one is found by name.
+
+A space is a function ``(trial, layers, target) -> Policy``. It asks the trial for every parameter every time, with the
+same name and range whatever the others are: Optuna learns how parameters act together only of those it always sees.
+"""
+
+import pkgutil
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import search_spaces
+from autocompress.errors import ExperimentError, unknown_name
+from autocompress.experiment import Space, run_file
+from autocompress.layer import Layers
+from autocompress.policy import Distill, Finetune, LayerPolicy
+from autocompress.target import Menu
+
+if TYPE_CHECKING:
+    from optuna.trial import BaseTrial
+
+# How many steps a layer may lie off the level of the whole network.
+SPREAD = 2
+# The first and the last layer hold few of the weights, and what goes wrong there reaches every output.
+ENDS_BITS = 6
+
+
+def load_space(name_or_file: str) -> Space:
+    """The function `space` of a module in `search_spaces`, or of a Python file.
+
+    Raises `UnknownNameError` for a name that is no space of ours, `ExperimentError` for a file without one.
+    """
+    file = Path(name_or_file)
+    if file.suffix == ".py":
+        if not file.is_file():
+            raise ExperimentError(f"no search space file {name_or_file}")
+        module = run_file(file.resolve())
+    else:
+        known = [found.name for found in pkgutil.iter_modules(search_spaces.__path__)]
+        if name_or_file not in known:
+            raise unknown_name("search space", name_or_file, known)
+        module = import_module(f"search_spaces.{name_or_file}")
+    space: Space | None = getattr(module, "space", None)
+    if not callable(space):
+        raise ExperimentError(f"{name_or_file} defines no function `space(trial, layers, target)`")
+    return space
+
+
+def suggest_shares(trial: "BaseTrial", what: str, names: Iterable[str], *, high: float, step: float) -> dict[str, float]:
+    """A share for each of `names`: a level for the whole network, and up to `SPREAD` steps more or less, within 0..high.
+
+    Parameters: `what` and ``name/what_offset`` (in steps). Shares drawn one by one would average out: every policy for
+    a deep network would be about as small as any other, and nearly all of them too small to work.
+    """
+    names = list(names)
+    if not names:
+        return {}
+    level = trial.suggest_float(what, 0.0, high, step=step)
+    offsets = {name: trial.suggest_int(f"{name}/{what}_offset", -SPREAD, SPREAD) for name in names}
+    return {name: round(min(max(level + step * offset, 0.0), high), 6) for name, offset in offsets.items()}
+
+
+def suggest_weight_bits(trial: "BaseTrial", names: Iterable[str], menu: Menu) -> dict[str, int | None]:
+    """Weight bits for each of `names`: a level for the whole network, and up to `SPREAD` more or less, from the menu.
+
+    Parameters: ``weight_bits`` and ``name/weight_bits_offset``. A target that cannot store integers keeps floats.
+    """
+    choices = integer_bits(menu)
+    if not choices:
+        return dict.fromkeys(names)
+    level = trial.suggest_int("weight_bits", choices[0], choices[-1])
+    return {name: nearest(choices, level + trial.suggest_int(f"{name}/weight_bits_offset", -SPREAD, SPREAD)) for name in names}
+
+
+def keep_ends(bits: dict[str, int | None], layers: Layers, menu: Menu) -> dict[str, int | None]:
+    """The same weight bits by layer, but at least `ENDS_BITS` in the first and the last."""
+    choices = integer_bits(menu)
+    return {
+        name: nearest(choices, max(given, ENDS_BITS)) if given is not None and name in layers.ends else given
+        for name, given in bits.items()
+    }
+
+
+def suggest_steps(trial: "BaseTrial", steps: Sequence[int]) -> Finetune:
+    """The usual fine-tuning for one of so many steps. Parameter: ``steps``."""
+    return Finetune(steps=trial.suggest_categorical("steps", list(steps)))
+
+
+def suggest_distill(trial: "BaseTrial") -> Distill | None:
+    """The usual distillation, or none. Parameter: ``distill``."""
+    return Distill() if trial.suggest_categorical("distill", [True, False]) else None
+
+
+def integer_bits(menu: Menu) -> list[int]:
+    """The integer weight widths of the menu, fewest bits first."""
+    return sorted(bits for bits in menu.weight_bits if bits is not None)
+
+
+def nearest(choices: Sequence[int], wanted: int) -> int:
+    """The choice nearest to what is wanted, the smaller of two."""
+    return min(choices, key=lambda choice: (abs(choice - wanted), choice))
+
+
+def quantised(weight_bits: int | None, menu: Menu, *, weight_sparsity: float = 0.0) -> LayerPolicy:
+    """A layer with so many weight bits, and integer activations if the target has them and the weights are integers."""
+    integer = weight_bits is not None and 8 in menu.activation_bits
+    return LayerPolicy(weight_bits=weight_bits, activation_bits=8 if integer else None, weight_sparsity=weight_sparsity)

@@ -1,0 +1,1 @@
+"""Where results are kept: the record in the run folder, and MLflow."""

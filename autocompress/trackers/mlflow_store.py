@@ -1,0 +1,414 @@
+"""What is written to MLflow. Each piece may be written again after it broke off anywhere, and nothing is there twice.
+
+One parent run a search, found by its key; one nested run a trial, found by the trial's number. A nested run counts as
+written when it is no longer RUNNING, which is the last thing that is set. All time stamps come from the trial, not from
+the clock: MLflow drops a metric that it already has with the same step and time.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow.onnx
+import numpy as np
+import onnx
+from mlflow import MlflowClient
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModel,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    Run,
+    RunStatus,
+    RunTag,
+)
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, Schema, TensorSpec
+from mlflow.utils import mlflow_tags
+
+from autocompress.folder import RunFolder
+from autocompress.front import ParetoFront, missed
+from autocompress.layer import Layers
+from autocompress.policy import LayerPolicy, Policy
+from autocompress.result import Status, TrialResult
+from autocompress.trackers.hypervolume import HypervolumeSoFar
+from autocompress.trackers.mlflow_note import note
+from autocompress.trackers.mlflow_run import MlflowRun, sqlite_file
+
+CHAMPION = "champion"
+
+_log = logging.getLogger(__name__)
+_KEY, _TRIAL, _ON_FRONT = "autocompress.run", "autocompress.trial", "autocompress.on_front"
+_STATUS = {
+    Status.COMPLETE: RunStatus.to_string(RunStatus.FINISHED),
+    Status.STOPPED: RunStatus.to_string(RunStatus.KILLED),
+    Status.FAILED: RunStatus.to_string(RunStatus.FAILED),
+}
+_RUNNING = RunStatus.to_string(RunStatus.RUNNING)
+_FINISHED = RunStatus.to_string(RunStatus.FINISHED)
+_KILLED = RunStatus.to_string(RunStatus.KILLED)
+# MLflow's own limits: characters of a tag (older servers take 5000), metrics of one request.
+_TAG_LENGTH = 5000
+_METRICS_AT_ONCE = 1000
+
+
+@dataclass
+class Child:
+    """The nested run of a trial: `written` when nothing of it is missing."""
+
+    run_id: str
+    written: bool
+    on_front: bool
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open MLflow store with the parent run in it, and the nested runs that are known."""
+
+    client: MlflowClient
+    run: MlflowRun
+    experiment_id: str
+    parent_run_id: str
+    layers: Layers
+    children: dict[int, Child] = field(default_factory=dict)
+
+    @property
+    def written(self) -> set[int]:
+        """The trials of which nothing is missing."""
+        return {number for number, child in self.children.items() if child.written}
+
+    def log_trial(self, result: TrialResult) -> None:
+        """Writes the nested run of one trial, or completes it."""
+        child = self.children.get(result.number)
+        if child is None:
+            tags = {mlflow_tags.MLFLOW_PARENT_RUN_ID: self.parent_run_id, _TRIAL: str(result.number), _ON_FRONT: "false"}
+            name = f"trial {result.number:04d}"
+            created = self.client.create_run(self.experiment_id, int(result.started * 1000), tags, name)
+            child = self.children[result.number] = Child(created.info.run_id, written=False, on_front=False)
+        self.client.log_batch(
+            child.run_id,
+            metrics=[*_rung_metrics(result), *_final_metrics(result, self.run.baseline)],
+            params=[Param(key, value) for key, value in policy_params(result.policy, self.layers).items()],
+            tags=[RunTag(key, value[:_TAG_LENGTH]) for key, value in _trial_tags(result, self.run).items()],
+        )
+        self.client.log_text(child.run_id, result.policy.to_json(indent=2), "policy.json")
+        self.client.set_terminated(child.run_id, _STATUS[result.status], _ended(result))
+        child.written = True
+
+    def log_hypervolume(self, step: int, value: float, result: TrialResult) -> None:
+        """Adds the hypervolume that the front had when `result` came in as the `step`-th."""
+        self.client.log_metric(self.parent_run_id, "hypervolume", value, _ended(result), step)
+
+    def log_all(self, results: Sequence[TrialResult]) -> int:
+        """Writes the trials, and the steps of the hypervolume, that are missing. Says how many trials that were."""
+        written = self.written
+        absent = [result for result in results if result.number not in written]
+        for result in absent:
+            self.log_trial(result)
+        volume = HypervolumeSoFar(self.run.objectives, self.run.limits, self.run.baseline)
+        there = {metric.step for metric in self.client.get_metric_history(self.parent_run_id, "hypervolume")}
+        steps = ((step, volume.add(result), _ended(result)) for step, result in enumerate(results, 1))
+        metrics = [Metric("hypervolume", value, ended, step) for step, value, ended in steps if step not in there]
+        for start in range(0, len(metrics), _METRICS_AT_ONCE):
+            self.client.log_batch(self.parent_run_id, metrics=metrics[start : start + _METRICS_AT_ONCE])
+        return len(absent)
+
+    def finish(self, folder: RunFolder, front: ParetoFront | None) -> None:
+        """Marks the front, logs its models, registers the recommended one, fills in the parent run and ends it.
+
+        A run that ended without a front is KILLED.
+        """
+        if front is not None:
+            _mark_front(self, folder, front)
+            _finish_parent(self, folder, front)
+        self.client.set_terminated(self.parent_run_id, _KILLED if front is None else _FINISHED)
+
+
+def open_store(uri: str, run: MlflowRun, layers: Layers) -> Store:
+    """Finds, or makes, the experiment and the parent run, and sets it RUNNING. Raises what MLflow raises."""
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    experiment_id = _experiment(client, uri, run.experiment_name)
+    parent = _parent(client, experiment_id, run)
+    _describe_parent(client, parent, run)
+    parent_id = parent.info.run_id
+    return Store(client, run, experiment_id, parent_id, layers, _children(client, experiment_id, parent_id))
+
+
+def policy_params(policy: Policy, layers: Layers) -> dict[str, str]:
+    """A policy in a few figures that can be compared over all trials.
+
+    Mean bits are weighted by parameters (weights) or plain (activations), float counting as 32; sparsities are shares of
+    all prunable channels and of all weights.
+    """
+    settings = [(layer, policy.layers.get(layer.name, LayerPolicy())) for layer in layers]
+    params = sum(layer.params for layer in layers) or 1
+    channels = sum(group.channels for group in layers.groups) or 1
+    cut = sum(layers.group(name).channels * share for name, share in policy.channel_sparsity.items())
+    weight_bits = sum(layer.params * (setting.weight_bits or 32) for layer, setting in settings) / params
+    activation_bits = sum(setting.activation_bits or 32 for _, setting in settings) / (len(settings) or 1)
+    zeros = sum(layer.params * setting.weight_sparsity for layer, setting in settings) / params
+    return {
+        "mean_weight_bits": f"{weight_bits:.3g}",
+        "mean_activation_bits": f"{activation_bits:.3g}",
+        "channel_sparsity": f"{cut / channels:.3g}",
+        "weight_sparsity": f"{zeros:.3g}",
+        "steps": str(policy.finetune.steps),
+        "learning_rate": f"{policy.finetune.learning_rate:.3g}",
+        "temperature": f"{policy.distill.temperature:.3g}" if policy.distill else "none",
+    }
+
+
+def _experiment(client: MlflowClient, uri: str, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        database = sqlite_file(uri)
+        # A server keeps artifacts where it was told to; beside a database file they would land in the working folder.
+        location = (database.parent / "mlartifacts").as_uri() if database else None
+        return str(client.create_experiment(name, location, {"mlflow.experimentKind": "custom_model_development"}))
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)  # the name stays taken, so there is no other place to log to
+    return str(found.experiment_id)
+
+
+def _parent(client: MlflowClient, experiment_id: str, run: MlflowRun) -> Run:
+    found = client.search_runs([experiment_id], f"tags.`{_KEY}` = '{run.key}'", max_results=1)
+    if found:
+        client.update_run(found[0].info.run_id, _RUNNING)
+        return found[0]
+    tags = {_KEY: run.key, mlflow_tags.MLFLOW_SOURCE_NAME: "autocompress", mlflow_tags.MLFLOW_SOURCE_TYPE: "LOCAL"}
+    return client.create_run(experiment_id, tags=tags, run_name=run.title)
+
+
+def _describe_parent(client: MlflowClient, parent: Run, run: MlflowRun) -> None:
+    """What is known before the first trial. A setting that has changed since (a resume may raise the budget) is a tag."""
+    known = parent.data.params
+    wanted = {_safe(key): value for key, value in run.settings.items()}
+    wanted |= {"objectives": ", ".join(f"{o.metric} ({o.goal})" for o in run.objectives)}
+    wanted |= {"limits": ", ".join(limit.text for limit in run.limits) or "none"}
+    metrics = {f"baseline/{_safe(name)}": value for name, value in run.baseline.items()}
+    client.log_batch(
+        parent.info.run_id,
+        metrics=[Metric(key, value, parent.info.start_time, 0) for key, value in metrics.items() if math.isfinite(value)],
+        params=[Param(key, value) for key, value in wanted.items() if key not in known],
+        tags=[RunTag(f"autocompress.{key}", value) for key, value in wanted.items() if known.get(key, value) != value],
+    )
+    if run.datasets and not (parent.inputs and parent.inputs.dataset_inputs):
+        client.log_inputs(parent.info.run_id, [_dataset(run.experiment_name, *split) for split in run.datasets.items()])
+
+
+def _dataset(experiment: str, split: str, examples: int) -> DatasetInput:
+    digest = hashlib.sha256(f"{experiment} {split} {examples}".encode()).hexdigest()[:8]
+    profile = json.dumps({"num_rows": examples})
+    source = json.dumps({"task": experiment})
+    dataset = Dataset(f"{experiment} {split}", digest, source_type="code", source=source, profile=profile)
+    return DatasetInput(dataset, [InputTag(mlflow_tags.MLFLOW_DATASET_CONTEXT, split)])
+
+
+def _children(client: MlflowClient, experiment_id: str, parent_id: str) -> dict[int, Child]:
+    """The nested runs by trial number. A create request that was answered too late to be seen may have left a twin: it goes."""
+    children: dict[int, Child] = {}
+    token = None
+    while True:
+        query = f"tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{parent_id}'"
+        page = client.search_runs([experiment_id], query, max_results=1000, page_token=token)
+        for run in page:
+            tags, written = run.data.tags, run.info.status != _RUNNING
+            child = Child(run.info.run_id, written, tags.get(_ON_FRONT) == "true")
+            twin = children.get(int(tags[_TRIAL]))
+            if twin is not None:
+                loser, child = (child, twin) if twin.written else (twin, child)
+                client.delete_run(loser.run_id)
+            children[int(tags[_TRIAL])] = child
+        token = page.token
+        if not token:
+            return children
+
+
+def _trial_tags(result: TrialResult, run: MlflowRun) -> dict[str, str]:
+    tags = {
+        "autocompress.status": str(result.status),
+        "autocompress.policy": result.policy.key(),
+        "autocompress.seed": str(result.seed),
+        mlflow_tags.MLFLOW_RUN_NOTE: result.summary or result.error or "",
+    }
+    if result.error:
+        tags["autocompress.error"] = result.error
+        tags[mlflow_tags.MLFLOW_RUN_NOTE] = f"{result.summary}\n\n{result.error}".strip()
+    if result.status is Status.STOPPED and result.rungs and not result.error:
+        last = result.rungs[-1]
+        tags["autocompress.error"] = f"stopped after {last.step} steps at accuracy {last.accuracy:.4g}"
+    if result.status is Status.COMPLETE:
+        tags["autocompress.limit_met"] = str(not missed(result.metrics, run.limits, run.baseline)).lower()
+    if result.environment:
+        machine = result.environment
+        tags["autocompress.cpu"] = f"{machine.cpu} ({machine.cores} cores)"
+        tags["autocompress.gpu"] = machine.gpu or "none"
+        tags["autocompress.python"] = machine.python
+        tags["autocompress.versions"] = ", ".join(f"{name} {number}" for name, number in sorted(machine.versions.items()))
+    return tags
+
+
+def _rung_metrics(result: TrialResult) -> Iterator[Metric]:
+    rungs = (rung for rung in result.rungs if math.isfinite(rung.accuracy))
+    yield from (Metric("rung_accuracy", rung.accuracy, _ended(result), rung.step) for rung in rungs)
+
+
+def _final_metrics(result: TrialResult, baseline: dict[str, float]) -> Iterator[Metric]:
+    values = {_safe(name): value for name, value in result.metrics.items()}
+    if size := result.metrics.get("size_bytes"):
+        values["times_smaller"] = baseline["size_bytes"] / size
+    if ratio := result.metrics.get("latency_ratio"):
+        values["times_faster"] = 1 / ratio
+    values |= {f"seconds/{_safe(stage)}": seconds for stage, seconds in result.seconds.items()}
+    yield from (Metric(key, value, _ended(result), 0) for key, value in values.items() if math.isfinite(value))
+
+
+def _mark_front(store: Store, folder: RunFolder, front: ParetoFront) -> None:
+    numbers = {member.number for member in front.members}
+    for number, child in store.children.items():
+        if child.on_front and number not in numbers:
+            store.client.set_tag(child.run_id, _ON_FRONT, "false")
+            child.on_front = False
+    chosen = front.recommended()
+    for member in front.members:
+        child = store.children[member.number]
+        store.client.log_batch(child.run_id, metrics=list(_test_metrics(front, member)))
+        model_id = _log_model(store, folder, member, child.run_id)
+        if not child.on_front:
+            store.client.set_tag(child.run_id, _ON_FRONT, "true")
+            child.on_front = True
+        if chosen is not None and member.number == chosen.number and model_id:
+            _crown(store, member, model_id)
+
+
+def _test_metrics(front: ParetoFront, member: TrialResult) -> Iterator[Metric]:
+    score = front.test.get(member.number)
+    if score is not None:
+        for name, value in (("", score.accuracy), ("_low", score.low), ("_high", score.high)):
+            yield Metric(f"test_accuracy{name}", value, _ended(member), 0)
+
+
+def _log_model(store: Store, folder: RunFolder, member: TrialResult, run_id: str) -> str | None:
+    """The id of the member's logged model; None when its exported file is gone."""
+    client = store.client
+    model_id = None
+    for found in client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'"):
+        if found.status == LoggedModelStatus.READY:
+            model_id = str(found.model_id)
+        else:
+            client.delete_logged_model(found.model_id)
+    if model_id is None:
+        file = folder.path / (member.model or "")
+        if not file.is_file():
+            _log.warning("trial %d has no exported file %s; its model is not logged", member.number, file)
+            return None
+        model_id = _upload_model(store, file, member, run_id)
+    outputs = client.get_run(run_id).outputs
+    if outputs is None or model_id not in [output.model_id for output in outputs.model_outputs]:
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+    return model_id
+
+
+def _upload_model(store: Store, file: Path, member: TrialResult, run_id: str) -> str:
+    """What `mlflow.onnx.log_model` does, which would need the tracking URI of the whole process."""
+    client = store.client
+    name, params = f"trial-{member.number:04d}", policy_params(member.policy, store.layers)
+    model = client.create_logged_model(store.experiment_id, name, run_id, {_TRIAL: str(member.number)}, params, "onnx")
+    model_id = str(model.model_id)
+    exported = onnx.load(file)
+    on_gpu = member.environment is not None and member.environment.gpu is not None
+    with tempfile.TemporaryDirectory() as scratch:
+        mlflow.onnx.save_model(
+            exported,
+            f"{scratch}/model",
+            mlflow_model=Model(artifact_path=model.artifact_location, run_id=run_id, model_uuid=model_id, model_id=model_id),
+            signature=_signature(exported),
+            pip_requirements=[f"{package}=={version(package)}" for package in ("onnx", "onnxruntime", "numpy")],
+            onnx_execution_providers=[*(["CUDAExecutionProvider"] if on_gpu else []), "CPUExecutionProvider"],
+            save_as_external_data=False,
+        )
+        client.log_model_artifacts(model_id, f"{scratch}/model")
+    metrics = _final_metrics(member, store.run.baseline)
+    linked = [Metric(m.key, m.value, m.timestamp, m.step, model_id, run_id=run_id) for m in metrics]
+    client.log_batch(run_id, metrics=linked)
+    client.finalize_logged_model(model_id, LoggedModelStatus.READY)
+    return model_id
+
+
+def _signature(exported: onnx.ModelProto) -> ModelSignature:
+    """What goes in and comes out. A single tensor goes without its name, so that a plain array will do."""
+    weights = {weight.name for weight in exported.graph.initializer}
+    inputs = [value for value in exported.graph.input if value.name not in weights]
+    return ModelSignature(Schema(_tensors(inputs)), Schema(_tensors(exported.graph.output)))
+
+
+def _tensors(values: Sequence[onnx.ValueInfoProto]) -> list[ColSpec | TensorSpec]:
+    specs: list[ColSpec | TensorSpec] = []
+    for value in values:
+        tensor = value.type.tensor_type
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        shape = tuple(size.dim_value or -1 for size in tensor.shape.dim)
+        specs.append(TensorSpec(dtype, shape, value.name if len(values) > 1 else None))
+    return specs
+
+
+def _crown(store: Store, member: TrialResult, model_id: str) -> None:
+    """Registers the model under the experiment's name, once, and gives it the alias `champion`."""
+    client = store.client
+    name = re.sub(r"[/:'\"]", "-", store.run.experiment_name)
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name, description="Compressed models, registered by autocompress.")
+    model = client.get_logged_model(model_id)
+    versions = [v for v in client.search_model_versions(f"name = '{name}'") if v.source == model.artifact_location]
+    made = versions[0] if versions else _register(client, name, model, member)
+    shown = json.dumps([{"name": name, "version": made.version}])
+    client.set_logged_model_tags(model_id, {mlflow_tags.MLFLOW_MODEL_VERSIONS: shown})
+    client.set_registered_model_alias(name, CHAMPION, str(made.version))
+
+
+def _register(client: MlflowClient, name: str, model: LoggedModel, member: TrialResult) -> ModelVersion:
+    tags = {_TRIAL: str(member.number)}
+    source, run_id = model.artifact_location, model.source_run_id
+    return client.create_model_version(name, source, run_id, tags, description=member.summary, model_id=model.model_id)
+
+
+def _finish_parent(store: Store, folder: RunFolder, front: ParetoFront) -> None:
+    client, parent = store.client, store.parent_run_id
+    started = client.get_run(parent).info.start_time
+    metrics = [Metric("front_size", len(front.members), started, 0)]
+    if front.baseline_test is not None:
+        metrics.append(Metric("baseline/test_accuracy", front.baseline_test.accuracy, started, 0))
+    chosen = front.recommended()
+    if chosen is not None:
+        reached = [*_final_metrics(chosen, store.run.baseline), *_test_metrics(front, chosen)]
+        metrics += [Metric(f"recommended/{m.key}", m.value, started, 0) for m in reached if not m.key.startswith("seconds/")]
+    tags = {
+        mlflow_tags.MLFLOW_RUN_NOTE: note(front)[:_TAG_LENGTH],
+        "autocompress.recommended": "none" if chosen is None else str(chosen.number),
+    }
+    client.log_batch(parent, metrics=metrics, tags=[RunTag(key, value) for key, value in tags.items()])
+    for file in (folder.front_json, *(folder.front_json.with_suffix(end) for end in (".csv", ".html", ".png"))):
+        if file.exists():
+            client.log_artifact(parent, str(file))
+
+
+def _ended(result: TrialResult) -> int:
+    """When the trial ended, in milliseconds since the epoch."""
+    return int((result.started + sum(result.seconds.values())) * 1000)
+
+
+def _safe(key: str) -> str:
+    """A name that MLflow takes as a key."""
+    return re.sub(r"[^\w\-. :/]", "_", key)[:250]

@@ -1,0 +1,183 @@
+"""Is an exported model what it claims to be? Measured anew, in a process that has no autocompress."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from autocompress.errors import InputError, TaskError
+from autocompress.front import TestScore
+from autocompress.lane import Lane
+from autocompress.measure import checked_score, download_bytes
+from autocompress.noun import Noun
+from autocompress.result import Environment
+from autocompress.run import open_run
+from autocompress.target import Target
+from autocompress.task import Array, Task
+from autocompress.trial import environment
+
+MODEL, POLICY, CLAIMS, README = "model.onnx", "policy.json", "verify.json", "README.txt"
+
+# Latency is told as a ratio to the uncompressed model. Up to 25 % off is noise, up to twice as slow another machine.
+_LATENCY_NOISE = 0.25
+_LATENCY_FACTOR = 2.0
+# The same kernels give the same bits; those of another CPU or another version round differently.
+_SAME_SCORE = 1e-9
+_OTHER_SCORE = 0.005
+_DOWNLOAD_SHARE = 0.01
+
+_CHILD = Path(__file__).with_name("verify_child.py")
+
+Holds = Literal["yes", "roughly", "no"]
+
+
+class Claims(Noun):
+    """`verify.json` of an exported model: what was measured on the file, and where.
+
+    `accuracy` is the score on the test split. `latency_ratio` is to the uncompressed model in the same session.
+    `run` is the path of the run folder, `environment` the machine that measured.
+    """
+
+    version: Literal[1] = 1
+    trial: int
+    run: str
+    sha256: str
+    size_bytes: int
+    download_bytes: int
+    accuracy: TestScore
+    validation_accuracy: float
+    latency_ms: float
+    latency_ratio: float
+    baseline_size_bytes: int
+    baseline_latency_ms: float
+    baseline_accuracy: TestScore | None
+    target: Target
+    environment: Environment | None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One claim: what was claimed, what was measured, and whether it holds ("roughly": off, but not by much)."""
+
+    claim: str
+    claimed: str
+    measured: str
+    holds: Holds
+
+
+def verify(folder: Path, *, run: Path | None = None) -> list[Checked]:
+    """Measures the exported model in `folder` anew and compares it with its claims.
+
+    The data and the uncompressed model come from the run folder that it was exported from, `run` if that was moved.
+    Raises `InputError` when something that is needed is missing.
+    """
+    claims = read_claims(folder)
+    file = folder / MODEL
+    if not file.is_file():
+        raise InputError(f"{folder} has no {MODEL}; export it again by `autocompress export {claims.run} -o {folder}`")
+    opened = open_run(run or claims.run)
+    experiment = opened.experiment()
+    baseline = opened.folder.baseline / "model.onnx"
+    if not baseline.is_file():
+        raise InputError(f"{opened.folder.path} is damaged: it has no baseline/model.onnx; start a new run")
+    data = experiment.task.data("test")
+    content = file.read_bytes()
+    checked = [
+        _exact("sha256", claims.sha256[:12], hashlib.sha256(content).hexdigest()[:12]),
+        _exact("size, bytes", f"{claims.size_bytes:,}", f"{len(content):,}"),
+        _near("download (zstd), bytes", claims.download_bytes, download_bytes(content)),
+    ]
+    with tempfile.TemporaryDirectory(prefix="autocompress-verify-") as scratch:
+        work = Path(scratch)
+        job = {
+            "model": str(file.resolve()),
+            "baseline": str(baseline),
+            "batch_size": claims.target.batch_size,
+            "threads": claims.target.threads,
+            "device": claims.target.device,
+        }
+        (work / "job.json").write_text(json.dumps(job))
+        np.save(work / "inputs.npy", data[0])
+        try:
+            scored = _child("score", work)
+            accuracy = _score(experiment.task, np.load(work / "outputs.npy"), data[1])
+            # While something is timed, nothing trains on this machine.
+            with Lane().exclusive():
+                timed = _child("time", work)
+        except _ChildError as error:
+            return [*checked, Checked("runs on onnxruntime alone", "yes", str(error), "no")]
+    loaded = [*scored["loaded"], *timed["loaded"]]
+    return [
+        *checked,
+        Checked(
+            "runs on onnxruntime alone", "yes", f"loaded {', '.join(loaded)}" if loaded else "yes", "no" if loaded else "yes"
+        ),
+        _accuracy(claims, accuracy, len(data[1]), scored["onnxruntime"]),
+        _latency(claims, timed),
+    ]
+
+
+def read_claims(folder: Path) -> Claims:
+    """Raises `InputError` when the folder holds no exported model, or a damaged one."""
+    file = folder / CLAIMS
+    if not file.is_file():
+        raise InputError(f"{folder} is no exported model: it has no {CLAIMS}; `autocompress export RUN -o DIR` makes one")
+    return Claims.from_json(file.read_bytes(), source=str(file))
+
+
+class _ChildError(Exception):
+    """The fresh process did not get through; the text is its last word."""
+
+
+def _child(what: str, work: Path) -> dict[str, Any]:
+    command = [sys.executable, "-I", str(_CHILD), what, str(work)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise _ChildError(lines[-1] if lines else f"ended with exit code {done.returncode}")
+    found: dict[str, Any] = json.loads((work / "child.json").read_text())
+    return found
+
+
+def _score(task: Task, outputs: Array, targets: Array) -> float:
+    try:
+        return checked_score(task, outputs, targets)
+    except Exception as error:
+        raise TaskError(f"the task's score() failed: {type(error).__name__}: {error}") from error
+
+
+def _exact(claim: str, claimed: str, measured: str) -> Checked:
+    return Checked(claim, claimed, measured, "yes" if claimed == measured else "no")
+
+
+def _near(claim: str, claimed: int, measured: int) -> Checked:
+    close = abs(measured - claimed) <= _DOWNLOAD_SHARE * claimed
+    return Checked(claim, f"{claimed:,}", f"{measured:,}", "yes" if close else "no")
+
+
+def _accuracy(claims: Claims, measured: float, examples: int, runtime: str) -> Checked:
+    claimed, where = claims.accuracy.accuracy, claims.environment
+    same = where is not None and where.cpu == environment().cpu and where.versions.get("onnxruntime") == runtime
+    gap = abs(measured - claimed)
+    holds: Holds = "yes" if gap <= _SAME_SCORE else "roughly" if not same and gap <= _OTHER_SCORE else "no"
+    return Checked(f"accuracy, {examples:,} test examples", f"{claimed:.6f}", f"{measured:.6f}", holds)
+
+
+def _latency(claims: Claims, timed: dict[str, Any]) -> Checked:
+    claimed, measured = claims.latency_ratio, float(timed["latency_ratio"])
+    holds: Holds = "no" if measured > _LATENCY_FACTOR * claimed else "roughly"
+    if abs(measured - claimed) <= _LATENCY_NOISE * claimed:
+        holds = "yes"
+    return Checked(
+        "latency / uncompressed",
+        f"{claimed:.3f} ({claims.latency_ms:.3g} ms)",
+        f"{measured:.3f} ({timed['latency_ms']:.3g} ms)",
+        holds,
+    )

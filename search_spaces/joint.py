@@ -1,0 +1,65 @@
+"""Everything at once: channels, zeros and bits of every layer, how the rest is fine-tuned, and what the teacher says.
+
+A level for the whole network (`channel_sparsity`, `weight_sparsity`, `weight_bits`), and an offset from it for each
+group (``conv1/channel_sparsity_offset``) and each layer (``conv1/weight_sparsity_offset``, ``conv1/weight_bits_offset``).
+Activations are 8 bits, where the kernels are; only of the first and the last layer, which see the picture and make the
+scores, the space asks (``conv1/activation_bits``). Also `importance`, `steps`, `learning_rate`, `weight_decay`,
+``distill/temperature`` (None: no distillation), ``distill/share`` and ``distill/hint_share``.
+In all 12 + groups + 2 x layers parameters. The first and the last layer get at least 6 bits; at most 3/4 of the
+channels and 60 % of the rest go, for the savings multiply: to go further with one of them, search it alone.
+
+To begin near something known, give levels: ``Experiment(start=({"weight_bits": 4, "channel_sparsity": 0.5},), ...)``.
+"""
+
+from collections.abc import Sequence
+from functools import partial, update_wrapper
+from typing import get_args
+
+from optuna.trial import BaseTrial
+
+from autocompress.experiment import Space
+from autocompress.layer import Layers
+from autocompress.policy import Distill, Finetune, Importance, LayerPolicy, Policy
+from autocompress.space import keep_ends, quantised, suggest_shares, suggest_weight_bits
+from autocompress.target import Target
+
+STEPS = (100, 200, 400)
+
+
+def space(trial: BaseTrial, layers: Layers, target: Target, *, steps: Sequence[int] = STEPS) -> Policy:
+    menu = target.menu
+    groups = [group.name for group in layers.groups]
+    names = [layer.name for layer in layers] if menu.weight_sparsity else []
+    shares = suggest_shares(trial, "channel_sparsity", groups, high=0.75, step=0.125)
+    zeros = suggest_shares(trial, "weight_sparsity", names, high=0.6, step=0.1)
+    settings: dict[str, LayerPolicy] = {}
+    suggested = suggest_weight_bits(trial, [layer.name for layer in layers], menu)
+    for name, bits in keep_ends(suggested, layers, menu).items():
+        settings[name] = quantised(bits, menu, weight_sparsity=zeros.get(name, 0.0))
+    for name in layers.ends:
+        if trial.suggest_categorical(f"{name}/activation_bits", menu.activation_bits) is None:
+            settings[name] = settings[name].model_copy(update={"activation_bits": None})
+    return Policy(
+        channel_sparsity=shares,
+        importance=trial.suggest_categorical("importance", get_args(Importance)),
+        layers=settings,
+        finetune=Finetune(
+            steps=trial.suggest_categorical("steps", steps),
+            learning_rate=trial.suggest_float("learning_rate", 3e-4, 3e-3, log=True),
+            weight_decay=trial.suggest_float("weight_decay", 1e-5, 1e-3, log=True),
+        ),
+        distill=_suggest_distill(trial),
+    )
+
+
+def make(*, steps: Sequence[int] = STEPS) -> Space:
+    """This space with other fine-tuning steps: ``space=joint.make(steps=(150, 300))``."""
+    return update_wrapper(partial(space, steps=steps), space)
+
+
+def _suggest_distill(trial: BaseTrial) -> Distill | None:
+    # All three are asked for also when there is no teacher: a space is static.
+    temperature = trial.suggest_categorical("distill/temperature", [None, 2.0, 4.0, 8.0])
+    share = trial.suggest_float("distill/share", 0.2, 0.8)
+    hint_share = trial.suggest_float("distill/hint_share", 0.0, 0.2, step=0.1)
+    return None if temperature is None else Distill(temperature=float(temperature), share=share, hint_share=hint_share)

@@ -1,0 +1,34 @@
+"""Bits alone, layer by layer: nothing is pruned.
+
+A level for the whole network (`weight_bits`), an offset from it for each layer (``conv1/weight_bits_offset``) and its
+activation bits (``conv1/activation_bits``); with `steps` of fine-tuning and `distill` or not: 3 + 2 x layers parameters.
+The first and the last layer get at least 6 bits.
+"""
+
+from collections.abc import Sequence
+from functools import partial, update_wrapper
+
+from optuna.trial import BaseTrial
+
+from autocompress.experiment import Space
+from autocompress.layer import Layers
+from autocompress.policy import LayerPolicy, Policy
+from autocompress.space import keep_ends, quantised, suggest_distill, suggest_steps, suggest_weight_bits
+from autocompress.target import Target
+
+STEPS = (100, 200, 400)
+
+
+def space(trial: BaseTrial, layers: Layers, target: Target, *, steps: Sequence[int] = STEPS) -> Policy:
+    menu = target.menu
+    settings: dict[str, LayerPolicy] = {}
+    suggested = suggest_weight_bits(trial, [layer.name for layer in layers], menu)
+    for name, bits in keep_ends(suggested, layers, menu).items():
+        activation_bits = trial.suggest_categorical(f"{name}/activation_bits", menu.activation_bits)
+        settings[name] = LayerPolicy(weight_bits=bits) if activation_bits is None else quantised(bits, menu)
+    return Policy(layers=settings, finetune=suggest_steps(trial, steps), distill=suggest_distill(trial))
+
+
+def make(*, steps: Sequence[int] = STEPS) -> Space:
+    """This space with other fine-tuning steps: ``space=mixed_precision.make(steps=(150, 300))``."""
+    return update_wrapper(partial(space, steps=steps), space)

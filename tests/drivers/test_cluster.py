@@ -1,0 +1,148 @@
+"""Joining a Ray cluster: several nodes that share no folder with the driver, one that dies, and clusters that are not there."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from autocompress.baseline import Baseline, Data
+from autocompress.drivers import Job
+from autocompress.drivers.cluster import LANE
+from autocompress.drivers.tune import TuneDriver
+from autocompress.errors import UnreachableError
+from autocompress.result import Rung, Status
+from autocompress.search import Search
+from tests.drivers.searching import Ear, experiment_file, search_of
+
+pytestmark = pytest.mark.ray
+
+# Trials note on which node they ran, from where their experiment was loaded, and what lay beside it.
+_NOTING = """
+import ray
+import neighbour
+
+class Task(ToyTask):
+    def loss(self, outputs, targets):
+        time.sleep(neighbour.PAUSE)
+        note = Path({notes!r}) / ray.get_runtime_context().get_node_id()
+        note.write_text(" ".join([str(HERE), *sorted(os.listdir())]))
+        return super().loss(outputs, targets)
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        cluster.add_node(num_cpus=1, resources={LANE: 1})
+        yield cluster
+        cluster.shutdown()  # type: ignore[no-untyped-call]
+
+
+def test_trials_run_on_all_nodes_and_their_files_come_home(
+    cluster: Cluster, toy_baseline: Baseline, toy_data: Data, tmp_path: Path
+) -> None:
+    search, job, notes = _noting_search(tmp_path, toy_baseline, toy_data, trials=4)
+    ear = Ear(search)
+    TuneDriver(address=cluster.address).run(search, job, ear)
+    assert [result.error for result in search.results] == [None] * 4
+    assert {path.name for path in notes.iterdir()} == {node.node_id for node in _nodes(cluster)}
+    for note in notes.iterdir():
+        folder, *beside = note.read_text().split()
+        assert not Path(folder).is_relative_to(tmp_path), "the worker has its own copy"
+        assert beside == ["experiment.py", "neighbour.py"], "the run folder stays at home"
+    for result in search.results:
+        assert result.model is not None
+        assert (job.folder.path / result.model).stat().st_size == result.metrics["size_bytes"]
+    assert not ray.is_initialized()
+
+
+def _nodes(cluster: Cluster) -> Any:
+    return cluster.list_all_nodes()  # type: ignore[no-untyped-call]
+
+
+class _PullingThePlug(Ear):
+    """Takes the node away when a trial has begun to train there."""
+
+    def __init__(self, search: Search, cluster: Cluster, node: Any, notes: Path) -> None:
+        super().__init__(search)
+        self.pulled: threading.Thread | None = None
+        self._cluster, self._node, self._note = cluster, node, notes / node.node_id
+
+    def rung(self, number: int, rung: Rung) -> None:
+        super().rung(number, rung)
+        if self.pulled is None and self._note.exists():
+            self.pulled = threading.Thread(target=self._cluster.remove_node, args=(self._node, False))
+            self.pulled.start()
+
+
+def test_trials_of_a_node_that_dies_are_run_again_elsewhere(
+    cluster: Cluster, toy_baseline: Baseline, toy_data: Data, tmp_path: Path
+) -> None:
+    node = cluster.add_node(num_cpus=1)
+    search, job, notes = _noting_search(tmp_path, toy_baseline, toy_data, trials=5)
+    ear = _PullingThePlug(search, cluster, node, notes)
+    TuneDriver(address=cluster.address).run(search, job, ear)
+    assert ear.pulled is not None
+    ear.pulled.join()
+    assert [result.status for result in search.results] == [Status.COMPLETE] * 5
+    assert all(ear.heard.count(("started", number)) == 1 for number in ear.results)
+
+
+def _noting_search(folder: Path, baseline: Baseline, data: Data, *, trials: int) -> tuple[Search, Job, Path]:
+    notes = folder / "notes"
+    notes.mkdir()
+    home = folder / "home"
+    home.mkdir()
+    (home / "neighbour.py").write_text("PAUSE = 0.05\n")
+    start = [{"steps": 12, "bits": bits} for bits in range(2, 2 + trials)]
+    settings = f"budget=Budget(trials={trials}), start={start}"
+    file = experiment_file(home, settings, task=_NOTING.format(notes=str(notes)))
+    search, job = search_of(file, baseline, data)
+    return search, job, notes
+
+
+def _refused(address: str, baseline: Baseline, data: Data, folder: Path) -> str:
+    search, job = search_of(experiment_file(folder, "budget=Budget(trials=1)"), baseline, data)
+    begin = time.monotonic()
+    with pytest.raises(UnreachableError) as caught:
+        TuneDriver(address=address).run(search, job, Ear(search))
+    assert time.monotonic() - begin < 15
+    assert not ray.is_initialized()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_address_where_nobody_listens_is_refused(toy_baseline: Baseline, toy_data: Data, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    message = _refused(address, toy_baseline, toy_data, tmp_path)
+    assert message.startswith(f"no Ray cluster at {address} ([Errno 111] Connection refused); ")
+    assert "ray start --head" in message
+
+
+def test_an_address_where_something_else_listens_is_refused(toy_baseline: Baseline, toy_data: Data, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        assert address in _refused(address, toy_baseline, toy_data, tmp_path)
+
+
+def test_auto_is_refused_when_the_cluster_it_stands_for_is_gone(
+    toy_baseline: Baseline, toy_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(os.environ, "RAY_ADDRESS", "127.0.0.1:1")
+    assert _refused("auto", toy_baseline, toy_data, tmp_path).startswith("no Ray cluster at auto (")
+
+
+def test_a_client_address_is_refused_with_the_way_out(toy_baseline: Baseline, toy_data: Data, tmp_path: Path) -> None:
+    assert "ray job submit" in _refused("ray://head:10001", toy_baseline, toy_data, tmp_path)

@@ -12,7 +12,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 from torch import Tensor, nn
 
-from autocompress.errors import DivergedError, InputError, RunFolderError, TaskError
+from autocompress.errors import DivergedError, ExportError, InputError, RunFolderError, TaskError
 from autocompress.folder import write_whole
 from autocompress.layer import Layers
 from autocompress.measure import download_bytes, measure_latency, score, size_bytes
@@ -73,7 +73,10 @@ def make_baseline(task: Task, target: Target, folder: Path, *, seed: int) -> Bas
     except Exception as error:
         raise TaskError(f"the task's train() failed: {type(error).__name__}: {error}") from error
     model = model.cpu().eval()
-    file = runtime_of(target).export(model, inputs[:_EXAMPLES])
+    try:
+        file = runtime_of(target).export(model, inputs[:_EXAMPLES])
+    except ExportError as error:
+        raise TaskError(f"the uncompressed model cannot be exported: {error}") from error
     latency = measure_latency(file, file, target)
     size = cost(model, inputs[:_EXAMPLES])
     metrics = {

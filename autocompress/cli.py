@@ -31,7 +31,6 @@ _DRIVERS = ("tune", "local")
 # Tables that go to a pipe or a file are not squeezed into 80 columns.
 _PIPE_WIDTH = 200
 _INTERRUPTED = 130
-_MAX_DROP = 0.01
 
 
 @dataclass
@@ -212,9 +211,9 @@ def front(*, run: Path) -> None:
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--pick", default="knee", show_default=True, help="knee, smallest, fastest, best, or the number of a trial.")
-@click.option("--max-drop", default=_MAX_DROP, show_default=True, help="Accuracy that knee, smallest, ... may lose at most.")
+@click.option("--max-drop", type=float, help="Accuracy it may lose at most. [default: 0.01, or more where none keeps to that]")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder to write.")
-def export(*, run: Path, pick: str, max_drop: float, output: Path) -> None:
+def export(*, run: Path, pick: str, max_drop: float | None, output: Path) -> None:
     """Write a model of the front into a folder, and verify it.
 
     The folder has model.onnx, policy.json, verify.json and a README.txt that shows how to use it.
@@ -251,6 +250,8 @@ def sync(*, run: Path, tracking_uri: str | None) -> None:
     from autocompress.trackers.mlflow import sync as write_missing
 
     opened = open_run(run)
+    if opened.is_under_way():
+        raise InputError(f"a search is under way in {run}, which writes to MLflow by itself; sync when it has ended")
     front = opened.front() if opened.folder.front_json.exists() else None
     count = write_missing(opened.folder, front, layers=opened.baseline().layers, uri=tracking_uri)
     click.echo(f"wrote {count} missing {'trial' if count == 1 else 'trials'} to MLflow" if count else "MLflow has every trial")
@@ -347,10 +348,8 @@ def _next_steps(run: "Run", front: "ParetoFront", folder: Path) -> Iterator[tupl
 
     chosen = front.recommended()
     if chosen is not None:
-        by_name = front.pick("knee", max_drop=_MAX_DROP)
-        pick = "knee" if by_name is not None and by_name.number == chosen.number else str(chosen.number)
         yield "recommended", f"trial {chosen.number}: {chosen.summary}"
-        yield "export it", f"autocompress export {_quoted(folder)} --pick {pick} -o {_quoted(Path(f'{folder.name}-{pick}'))}"
+        yield "export it", f"autocompress export {_quoted(folder)} --pick knee -o {_quoted(Path(f'{folder.name}-knee'))}"
     page = run.folder.front_json.with_suffix(".html")
     if page.exists():
         yield "look at the front", str(folder / page.name)

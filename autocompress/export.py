@@ -15,14 +15,16 @@ from autocompress.run import Run
 from autocompress.runtimes import runtime_of
 from autocompress.verify import CLAIMS, MODEL, POLICY, README, Claims
 
+USUAL_DROP = 0.01
 _PICKS: tuple[Pick, ...] = get_args(Pick)
 
 
-def export(run: Run, pick: str, into: Path, *, max_drop: float) -> TrialResult:
+def export(run: Run, pick: str, into: Path, *, max_drop: float | None) -> TrialResult:
     """Writes the picked trial's file, policy, claims and usage text into the folder `into`, and returns the trial.
 
-    `pick` is "knee", "smallest", "fastest" or "best" of the front's members whose accuracy is at most `max_drop` below
-    the uncompressed model's, or the number of any complete trial. Raises `InputError`.
+    `pick` is "knee", "smallest", "fastest" or "best" of the front, or the number of any complete trial. `max_drop`
+    leaves out members whose accuracy is more than that below the uncompressed model's; None means `USUAL_DROP`, or no
+    such bound when no member keeps to that. Raises `InputError`.
     """
     front = run.front()
     result = choose(front, run.folder.results(), pick, max_drop=max_drop)
@@ -40,14 +42,16 @@ def export(run: Run, pick: str, into: Path, *, max_drop: float) -> TrialResult:
     return result
 
 
-def choose(front: ParetoFront, results: Sequence[TrialResult], pick: str, *, max_drop: float) -> TrialResult:
+def choose(front: ParetoFront, results: Sequence[TrialResult], pick: str, *, max_drop: float | None) -> TrialResult:
     """The trial that `pick` names; see `export`. Raises `InputError` that says what is there to pick."""
     if re.fullmatch(r"\d+", pick):
         return _by_number(results, int(pick))
     named: dict[str, Pick] = {name: name for name in _PICKS}
     if pick not in named:
         raise unknown_name("pick", pick, [*_PICKS, "a trial number"])
-    chosen = front.pick(named[pick], max_drop=max_drop)
+    chosen = front.pick(named[pick], max_drop=USUAL_DROP if max_drop is None else max_drop)
+    if chosen is None and max_drop is None:
+        chosen = front.pick(named[pick])
     if chosen is None:
         raise InputError(_nothing_to_pick(front, max_drop))
     return chosen
@@ -64,8 +68,8 @@ def _by_number(results: Sequence[TrialResult], number: int) -> TrialResult:
     return result
 
 
-def _nothing_to_pick(front: ParetoFront, max_drop: float) -> str:
-    if front.members:
+def _nothing_to_pick(front: ParetoFront, max_drop: float | None) -> str:
+    if front.members and max_drop is not None:
         best = max(front.members, key=lambda member: member.metrics["accuracy"])
         drop = front.baseline["accuracy"] - best.metrics["accuracy"]
         return (

@@ -24,9 +24,9 @@ _REFRESH_PER_SECOND = 4
 
 @contextmanager
 def open_view(console: Console, *, quiet: bool) -> Iterator[View]:
-    """The view that suits `console`: nothing when `quiet`, live on a terminal, plain lines elsewhere."""
+    """The view that suits `console`: warnings only when `quiet`, live on a terminal, plain lines elsewhere."""
     if quiet:
-        yield Silent()
+        yield QuietView()
     elif console.is_terminal:
         live = LiveView(console)
         with live.shown():
@@ -87,6 +87,13 @@ class Tally:
         return f"{len(self.results)}/{self.budget.trials}" if self.budget.trials is not None else str(len(self.results))
 
 
+class QuietView(Silent):
+    """Nothing but warnings, on standard error."""
+
+    def warn(self, text: str) -> None:
+        _line(Console(stderr=True), text)
+
+
 class PlainView:
     """One line for each piece of news and each finished trial, for logs and pipes."""
 
@@ -96,6 +103,9 @@ class PlainView:
 
     def say(self, text: str) -> None:
         _line(self._console, text)
+
+    def warn(self, text: str) -> None:
+        self.say(text)
 
     def begin(self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult]) -> None:
         self._tally = Tally(experiment, baseline, list(recorded), len(recorded))
@@ -136,6 +146,10 @@ class LiveView:
 
     def say(self, text: str) -> None:
         self._news = text
+        self._running.clear()  # what was under way has been dropped
+        _line(self._console, text)
+
+    def warn(self, text: str) -> None:
         _line(self._console, text)
 
     def begin(self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult]) -> None:
@@ -177,7 +191,7 @@ class LiveView:
         if tally is None:
             return Text(f"{self._news} ...") if self._news else Text("")
         head = Table.grid(padding=(0, 2))
-        left = tally.seconds_left()
+        left = None if self._news else tally.seconds_left()
         head.add_row(
             ProgressBar(total=1.0, completed=tally.share(), width=30),
             f"{tally.done_of()} done",

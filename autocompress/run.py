@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Literal, Protocol
+from typing import Literal, Protocol
 
 import optuna
 
 from autocompress.baseline import Baseline, load_baseline, load_data, make_baseline
 from autocompress.drivers import Driver, Job, Listener
-from autocompress.errors import InputError, RunFolderError, TaskError, unknown_name
+from autocompress.errors import InputError, RunFolderError, TaskError, TrialError, unknown_name
 from autocompress.experiment import Budget, Experiment, load_experiment
 from autocompress.folder import RunFolder, write_whole
 from autocompress.front import ParetoFront, TestScore
@@ -83,6 +83,9 @@ class View(Listener, Protocol):
     def say(self, text: str) -> None:
         """One line of news."""
 
+    def warn(self, text: str) -> None:
+        """One line that the user should not miss."""
+
     def begin(self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult]) -> None:
         """The first trial is about to start; `recorded` are those of earlier sessions."""
 
@@ -91,6 +94,9 @@ class Silent:
     """A view that shows nothing."""
 
     def say(self, text: str) -> None:
+        """Nothing."""
+
+    def warn(self, text: str) -> None:
         """Nothing."""
 
     def begin(self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult]) -> None:
@@ -196,7 +202,7 @@ class Run:
     def is_under_way(self) -> bool:
         """True while a process searches in this folder."""
         try:
-            with self.folder.run_json.open() as file, _only_here(file, self.folder):
+            with _only_here(self.folder):
                 return False
         except RunFolderError:
             return True
@@ -221,6 +227,7 @@ def run_search(
         options = options.model_copy(update={"space": str(Path(options.space).resolve())})
     experiment = options.apply(load_experiment(experiment_file))
     check_reachable(tracking_uri)
+    driver.check()
     where = RunFolder(folder)
     where.create()
     note = RunNote(
@@ -231,13 +238,13 @@ def run_search(
         versions={name: version(name) for name in _PACKAGES},
     )
     shutil.copyfile(experiment_file, where.experiment)
-    write_whole(where.run_json, note.to_json(indent=1))
     try:
         return _conduct(Run(where, note, Path(note.experiment)), experiment, driver, tracking_uri, view or Silent())
+    except RunFolderError:
+        raise
     except InputError:
         if not where.record.exists():
-            # Nothing is lost, and the corrected experiment may use the same folder.
-            where.run_json.unlink()
+            _clear(where)
         raise
 
 
@@ -256,17 +263,19 @@ def resume(
     """
     view = view or Silent()
     run = open_run(folder)
-    options = run.note.options
+    options, uri = run.note.options, tracking_uri or run.note.tracking_uri
     if trials is not None or minutes is not None:
         options = options.model_copy(update={"trials": trials, "minutes": minutes})
-    run = replace(run, note=run.note.model_copy(update={"options": options}))
+    # Kept: what is resumed once more goes on with the same budget.
+    run = replace(run, note=run.note.model_copy(update={"options": options, "tracking_uri": public_uri(uri)}))
     if run.experiment_file == run.folder.experiment:
-        view.say(f"{run.note.experiment} is gone; going on with the copy in the run folder")
+        view.warn(f"{run.note.experiment} is gone; going on with the copy in the run folder")
     elif run.experiment_file.read_bytes() != run.folder.experiment.read_bytes():
-        view.say(f"{run.note.experiment} has changed since the run began (its earlier version is {run.folder.experiment})")
+        view.warn(f"{run.note.experiment} has changed since the run began (its earlier version is {run.folder.experiment})")
     experiment = run.experiment()
-    check_reachable(tracking_uri or run.note.tracking_uri)
-    return _conduct(run, experiment, driver, tracking_uri or run.note.tracking_uri, view)
+    check_reachable(uri)
+    driver.check()
+    return _conduct(run, experiment, driver, uri, view)
 
 
 def open_run(folder: str | Path) -> Run:
@@ -297,11 +306,12 @@ def read_front(folder: RunFolder) -> ParetoFront:
 
 def _conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str, view: View) -> ParetoFront:
     folder = run.folder
-    with folder.run_json.open() as lock, _only_here(lock, folder), _logging_to(folder.log):
+    with _only_here(folder), _logging_to(folder.log):
+        write_whole(folder.run_json, run.note.to_json(indent=1))
         recorded = folder.results()
         if not (folder.baseline / "baseline.json").exists():
             view.say("preparing the uncompressed model: train if the task trains, export, measure")
-        baseline = make_baseline(experiment.task, experiment.target, folder.baseline, seed=experiment.seed)
+        baseline = _baseline(experiment, folder)
         data = load_data(experiment.task)
         search = Search(experiment, baseline.layers, baseline.metrics, study=folder.study, recorded=recorded)
         live = FrontFile(folder, experiment, baseline.metrics)
@@ -332,6 +342,13 @@ def _conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str
         return _finish(run, experiment, baseline, live, tracker, view)
 
 
+def _baseline(experiment: Experiment, folder: RunFolder) -> Baseline:
+    try:
+        return make_baseline(experiment.task, experiment.target, folder.baseline, seed=experiment.seed)
+    except TrialError as error:
+        raise TaskError(f"the uncompressed model cannot be exported and measured: {error}") from error
+
+
 def _finish(
     run: Run, experiment: Experiment, baseline: Baseline, live: FrontFile, tracker: MlflowTracker, view: View
 ) -> ParetoFront:
@@ -348,7 +365,7 @@ def _finish(
     view.say("writing the front to MLflow")
     tracker.close(front)
     if tracker.message:
-        view.say(tracker.message)
+        view.warn(tracker.message)
     if problem is not None:
         raise TaskError(
             f"the front could not be measured on the test split: {type(problem).__name__}: {problem}; "
@@ -387,17 +404,23 @@ def _settings(note: RunNote, experiment: Experiment) -> dict[str, str]:
     }
 
 
+def _clear(folder: RunFolder) -> None:
+    """Leaves no run behind: a corrected experiment may use the same folder, and must not find another's baseline."""
+    shutil.rmtree(folder.baseline, ignore_errors=True)
+    for file in (folder.experiment, folder.study, folder.mlflow_json, folder.run_json):
+        file.unlink(missing_ok=True)
+
+
 @contextmanager
-def _only_here(file: IO[str], folder: RunFolder) -> Iterator[None]:
+def _only_here(folder: RunFolder) -> Iterator[None]:
     """Keeps a second process out of the run folder. Raises `RunFolderError` when there is one already."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise RunFolderError(f"another process is at work on {folder.path}; wait for it, or end it") from error
-    try:
+    # The lock is on the log, because that is never replaced by another file of the same name.
+    with folder.log.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunFolderError(f"another process is at work on {folder.path}; wait for it, or end it") from error
         yield
-    finally:
-        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 @contextmanager

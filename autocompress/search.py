@@ -1,6 +1,5 @@
 """The search: one stored Optuna study that is asked for policies and told what came of them."""
 
-import fcntl
 import json
 import os
 import time
@@ -45,8 +44,6 @@ RANDOM_AFTER = 20
 EXHAUSTED_AFTER = 200
 
 _REHEARSALS = 20
-
-
 _LOST = "the study has lost this trial"
 
 
@@ -212,12 +209,12 @@ class Search:
         chosen = self._experiment.sampler
         if isinstance(chosen, BaseSampler):
             return chosen
-        return _sampler_named(
-            "random" if self._repeats >= RANDOM_AFTER else chosen, self._seed(number, "sampler"), self._experiment.budget
-        )
+        # A new one each time: with a seed of its own, a trial is sampled alike in whichever session it is asked for.
+        name = "random" if self._repeats >= RANDOM_AFTER else chosen
+        return _sampler_named(name, self._seed(number, "sampler"), self._experiment.budget)
 
-    def _seed(self, number: int, of: str) -> int:
-        spawn = (number, ("trial", "sampler").index(of))
+    def _seed(self, number: int, purpose: Literal["trial", "sampler"]) -> int:
+        spawn = (number, 0 if purpose == "trial" else 1)
         return int(np.random.SeedSequence(self._experiment.seed, spawn_key=spawn).generate_state(1)[0])
 
     def _take(self, result: TrialResult, key: str) -> TrialResult:
@@ -285,10 +282,10 @@ class Search:
 
 
 class _Journal(JournalFileBackend):
-    """Optuna's journal file, but with another lock, and not flushed to the disk after every line.
+    """Optuna's journal file, without its lock and without a flush to the disk after every line.
 
-    The lock is opened by the kernel when its holder is killed; Optuna's would hold up the next session for 30 seconds.
-    A flush for every parameter takes longer than the sampling, and what a power cut takes from the study is in the record.
+    One process writes, and the lock of one that was killed would hold up the next for 30 seconds. A flush for every
+    parameter takes longer than the sampling; what a power cut takes from the study is still in the record.
     """
 
     def __init__(self, file: Path) -> None:
@@ -296,9 +293,8 @@ class _Journal(JournalFileBackend):
         self._path = file
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        with self._path.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.write("".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode())
+        with self._path.open("a") as file:
+            file.write("".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs))
 
 
 def _journal(file: Path) -> BaseStorage:

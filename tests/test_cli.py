@@ -121,6 +121,16 @@ def test_the_usage_text_runs_as_it_is(toy_run: Path, tmp_path: Path) -> None:
     assert done.stdout.strip() == "(1, 4)"
 
 
+def test_export_takes_the_best_there_is_when_all_lost_more_than_usual(tmp_path: Path, toy_run: Path, capsys: Capture) -> None:
+    shutil.copytree(toy_run, tmp_path / "run")
+    stored = json.loads((tmp_path / "run/front.json").read_text())
+    stored["baseline"]["accuracy"] = 1.2
+    (tmp_path / "run/front.json").write_text(json.dumps(stored))
+    assert call("export", tmp_path / "run", "--pick", "best", "-o", tmp_path / "out") == 0
+    assert call("export", tmp_path / "run", "--pick", "best", "--max-drop", "0.01", "-o", tmp_path / "out") == 2
+    assert "no model on the front is within 0.01" in capsys.readouterr().err
+
+
 def test_export_of_a_trial_by_its_number(toy_run: Path, tmp_path: Path) -> None:
     number = RunFolder(toy_run).results()[-1].number
     assert call("export", toy_run, "--pick", str(number), "-o", tmp_path / "out") == 0
@@ -210,7 +220,7 @@ def test_init_gives_an_experiment_that_passes_check_and_runs(tmp_path: Path, tra
     assert call("check", file) == 0
     out = capsys.readouterr().out
     assert "warn" not in out
-    assert re.search(r"conv2 +conv2d +64x32x3x3 +18,496 +294,912 +conv2", out)
+    assert re.search(r"conv2 +conv2d +64x64x3x3 +36,928 +2,359,296 +conv2", out)
     assert "head is left alone: its channels are the outputs of the network" in out
     options = ("--driver", "local", "--trials", "2", "--tracking-uri", tracking_uri, "--quiet")
     assert call("search", file, "--run", tmp_path / "run", *options) == 0
@@ -229,16 +239,18 @@ class Leaky(ToyTask):
     assert "warn data: 256 inputs are in both train and test" in capsys.readouterr().out
 
 
-def test_ctrl_c_in_a_terminal_ends_with_the_front(tmp_path: Path, tracking_uri: str) -> None:
+@pytest.mark.parametrize("driver", ["local", pytest.param("tune", marks=pytest.mark.ray)])
+def test_ctrl_c_in_a_terminal_ends_with_the_front(tmp_path: Path, tracking_uri: str, driver: str) -> None:
     file = write_experiment(tmp_path, trials=200)
     code, screen = in_a_terminal(
-        ["search", str(file), "--run", str(tmp_path / "run"), "--driver", "local", "--tracking-uri", tracking_uri],
+        ["search", str(file), "--run", str(tmp_path / "run"), "--driver", driver, "--tracking-uri", tracking_uri],
         until=lambda: len(RunFolder(tmp_path / "run").results()) >= 2,
     )
-    assert code == 0
+    assert code == 0, screen[-2000:]
     count = len(RunFolder(tmp_path / "run").results())
     assert 2 <= count < 200
-    for seen in (f"{count - 1}/200 done", "1 running", "0 failed", "left", "best so far", "the search has ended: interrupted"):
+    assert re.search(r"\b[1-9]\d*/200 done", screen)
+    for seen in ("running", "0 failed", "left", "best so far", "the search has ended: interrupted"):
         assert seen in screen, seen
     assert "recommended" in screen
 
@@ -268,7 +280,7 @@ def in_a_terminal(arguments: list[str], *, until) -> tuple[int, str]:  # type: i
         if not pressed and until():
             pressed = True
             time.sleep(0.5)
-            process.send_signal(signal.SIGINT)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the command
         shown += read(ours)
         time.sleep(0.05)
     shown += read(ours)

@@ -33,6 +33,9 @@ class Watching(Silent):
     def say(self, text: str) -> None:
         self.news.append(text)
 
+    def warn(self, text: str) -> None:
+        self.news.append(text)
+
     def finished(self, result: TrialResult) -> None:
         self.results.append(result)
         if self._on_finished is not None:
@@ -106,6 +109,7 @@ def test_resume_goes_on_with_the_count(toy_run: Path, tmp_path: Path) -> None:
     assert after.startswith(before)
     assert len(set(numbers(tmp_path / "run"))) == len(numbers(tmp_path / "run")) == 6
     assert len(view.results) == 2
+    assert open_run(tmp_path / "run").note.options.trials == 6, "the budget stays raised"
     kept = {member.number for member in front.members} & set(scores)
     assert {number: front.test[number] for number in kept} == {number: scores[number] for number in kept}
     assert set(front.test) == {member.number for member in front.members}
@@ -165,6 +169,17 @@ def test_kill_9_loses_no_trial_and_runs_none_twice(tmp_path: Path, tracking_uri:
     assert len(set(numbers(tmp_path / "run"))) == len(lines) == 4
 
 
+def test_a_run_that_was_killed_while_the_baseline_was_trained_starts_over(toy_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(toy_run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/trials")
+    for file in ("baseline/baseline.json", "study.log", "trials.jsonl", "front.json", "mlflow.json"):
+        (tmp_path / "run" / file).unlink()
+    resume(tmp_path / "run", driver=LocalDriver())
+    again, before = RunFolder(tmp_path / "run").results(), RunFolder(toy_run).results()
+    assert [result.policy for result in again] == [result.policy for result in before], "the seed is the same"
+    assert [result.metrics["size_bytes"] for result in again] == [result.metrics["size_bytes"] for result in before]
+
+
 def test_a_failing_listener_does_not_stop_the_search(tmp_path: Path, tracking_uri: str) -> None:
     def fail(count: int) -> None:
         raise ZeroDivisionError("a mistake in the view")
@@ -178,14 +193,14 @@ def test_a_failing_listener_does_not_stop_the_search(tmp_path: Path, tracking_ur
 def test_a_record_that_cannot_be_written_stops_the_search(tmp_path: Path, tracking_uri: str) -> None:
     class Blocking(Watching):
         def started(self, asked: object) -> None:
-            (tmp_path / "run/trials.jsonl").mkdir()
+            (tmp_path / "run/trials.jsonl").symlink_to("/proc/no such folder/file")
 
     view = Blocking()
     file = write_experiment(tmp_path, trials=3)
     with pytest.raises(RunFolderError, match=r"cannot write to .*trials.jsonl.*resume"):
         run_search(file, tmp_path / "run", driver=LocalDriver(), tracking_uri=tracking_uri, view=view)
     assert not view.results
-    (tmp_path / "run/trials.jsonl").rmdir()
+    (tmp_path / "run/trials.jsonl").unlink()
     resume(tmp_path / "run", driver=LocalDriver())
     assert len(numbers(tmp_path / "run")) == 3
 

@@ -297,6 +297,15 @@ def test_a_sampler_that_repeats_itself_does_not_end_the_search(tmp_path: Path) -
     assert sorted(one.policy.finetune.steps for one in asked) == list(range(1, 31)), search.reason
 
 
+def test_repeats_now_and_then_do_not_end_the_search(tmp_path: Path) -> None:
+    def one_of_many(trial: BaseTrial, layers: Layers, target: Target) -> Policy:
+        return Policy(finetune=Finetune(steps=trial.suggest_int("steps", 1, 120)))
+
+    search = search_in(tmp_path / "study.log", space=one_of_many, sampler="random", budget=Budget(trials=116))
+    assert len(run(search)) == 116, search.reason
+    assert sum("duplicate_of" in trial.user_attrs for trial in trials_in(tmp_path / "study.log")) > EXHAUSTED_AFTER
+
+
 # --- seeds
 
 
@@ -556,6 +565,15 @@ def test_duplicates_that_waited_are_answered_in_the_next_session(tmp_path: Path)
     assert len(again.results) == 3
 
 
+def test_duplicates_that_waited_are_answered_also_when_nothing_is_asked_any_more(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"space": few, "sampler": "random", "budget": Budget(trials=4)}
+    search = search_in(tmp_path / "study.log", **changes)
+    started = [asked_of(search) for _ in range(3)]
+    assert search.ask() is None
+    search_in(tmp_path / "study.log", [measured(asked) for asked in started], **changes)
+    assert {trial.state for trial in trials_in(tmp_path / "study.log")} == {TrialState.COMPLETE}
+
+
 def test_a_result_removed_from_the_record_may_be_run_again(tmp_path: Path) -> None:
     search = search_in(tmp_path / "study.log", space=few)
     run(search)
@@ -604,6 +622,7 @@ def test_an_ask_that_was_interrupted_is_finished_in_the_next_session(tmp_path: P
     assert trials_in(tmp_path / "study.log")[asked.number].params.items() > half.params.items()
 
 
+@pytest.mark.filterwarnings("error:The constraint value is ignored")
 def test_a_search_goes_on_from_any_moment_at_which_its_study_was_cut(tmp_path: Path) -> None:
     """Whatever the study has lost against the record, or holds beyond it: no result is lost, no number given twice."""
     changes: dict[str, Any] = {

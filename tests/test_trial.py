@@ -181,3 +181,36 @@ def test_data_is_checked(tmp_path: Path) -> None:
 
     with pytest.raises(TaskError, match="as many inputs as targets"):
         load_data(Uneven())
+
+
+def test_a_network_that_needs_the_usual_layout_is_compressed_too(run: Any, toy_task: ToyTask, tmp_path: Path) -> None:
+    class Viewing(ToyTask):
+        def model(self) -> torch.nn.Module:
+            network = super().model()
+            network.register_module("pool", torch.nn.Sequential(torch.nn.MaxPool2d(2), _View()))
+            return network
+
+    baseline = make_baseline(Viewing(), Target(), tmp_path / "viewing", seed=0)
+    result = run(task=Viewing(), baseline=baseline)
+    assert result.status is Status.COMPLETE, result.error
+
+
+def test_a_network_of_one_batch_size_is_refused(tmp_path: Path) -> None:
+    class Fixed(ToyTask):
+        def model(self) -> torch.nn.Module:
+            network = super().model()
+            network.register_module("pool", torch.nn.Sequential(torch.nn.MaxPool2d(2), _Length()))
+            return network
+
+    with pytest.raises(TaskError, match=r"as len\(x\) does; write x.shape\[0\]"):
+        make_baseline(Fixed(), Target(), tmp_path, seed=0)
+
+
+class _Length(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(len(x), -1)
+
+
+class _View(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(x.shape[0], -1)

@@ -44,6 +44,9 @@ class Listener(Protocol):
 class Driver(Protocol):
     """Carries out what a search asks for."""
 
+    def check(self) -> None:
+        """Raises `InputError` when it could run nothing: before time is spent on the uncompressed model."""
+
     def run(self, search: "Search", job: Job, listener: Listener) -> None:
         """Returns when the search asks for nothing more and knows the result of every trial that was started.
 

@@ -15,6 +15,7 @@ from typing import Any, TextIO, cast
 import ray
 
 from autocompress.errors import ExperimentError, UnreachableError
+from autocompress.folder import RunFolder
 
 _REACH_SECONDS = 10.0
 LANE = "latency_lane"
@@ -40,14 +41,14 @@ _LOCAL_SETTINGS = {
 
 
 @contextmanager
-def ray_cluster(address: str | None, *, threads: int, folder: Path, run: Path, log: Path) -> Iterator[None]:
+def ray_cluster(address: str | None, *, threads: int, experiment_file: Path, run: RunFolder) -> Iterator[None]:
     """Ray for as long as the context lasts: started on this machine, or the cluster that runs at `address`.
 
-    A Ray that this process already uses is used and left running. To a cluster the experiment's `folder` is sent, but
-    for the `run` folder if that lies within. Raises `UnreachableError` within some ten seconds.
+    A Ray that this process already uses is used and left running. To a cluster the folder of the experiment is sent,
+    but for the `run` folder if that lies within. Raises `UnreachableError` within some ten seconds.
     """
     settings = _SETTINGS if address else {**_SETTINGS, **_LOCAL_SETTINGS}
-    with _environment(settings), _logged_to(log):
+    with _environment(settings), _logged_to(run.log):
         if ray.is_initialized():
             yield
             return
@@ -56,7 +57,8 @@ def ray_cluster(address: str | None, *, threads: int, folder: Path, run: Path, l
             if address is None:
                 _start(environment)
             else:
-                _join(address, {**environment, "working_dir": str(folder), "excludes": _excludes(folder, run)})
+                excludes = _excludes(experiment_file, run.path)
+                _join(address, {**environment, "working_dir": str(experiment_file.parent), "excludes": excludes})
             yield
         finally:
             with redirect_stdout(io.StringIO()):  # it would repeat what it has said before
@@ -68,9 +70,10 @@ def room(cpus: float, gpus: float, *, remedy: str) -> int:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     fit = sum(_fit(node, cpus, gpus) for node in nodes)
     if fit == 0:
-        most = max((node.get("CPU", 0), node.get("GPU", 0)) for node in nodes)
+        most_cpus, most_gpus = max((node.get("CPU", 0), node.get("GPU", 0)) for node in nodes)
         raise ExperimentError(
-            f"no node has room for a trial of {cpus:g} CPUs and {gpus:g} GPUs, the largest has {most[0]:g} and {most[1]:g}; {remedy}"
+            f"no node has room for a trial of {cpus:g} CPUs and {gpus:g} GPUs, the largest has {most_cpus:g} and "
+            f"{most_gpus:g}; {remedy}"
         )
     return fit
 
@@ -95,19 +98,20 @@ def _start(environment: dict[str, Any]) -> None:
 
 
 def _join(address: str, environment: dict[str, Any]) -> None:
-    if address.startswith("ray://"):
-        raise UnreachableError(
-            f"{address} is a Ray Client address; run autocompress on the cluster instead "
-            "(`ray exec` or `ray job submit`) with --address auto"
-        )
-    _check_answers(address)
+    check_answers(address)
     try:
         ray.init(address=address, log_to_driver=False, runtime_env=environment)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise UnreachableError(f"cannot join the Ray cluster at {address}: {_last_line(str(error))}") from error
 
 
-def _check_answers(address: str) -> None:
+def check_answers(address: str) -> None:
+    """Raises `UnreachableError`, within some ten seconds, unless a Ray cluster runs at `address`."""
+    if address.startswith("ray://"):
+        raise UnreachableError(
+            f"{address} is a Ray Client address; run autocompress on the cluster instead "
+            "(`ray exec` or `ray job submit`) with --address auto"
+        )
     problem = _silence(address)
     if problem:
         raise UnreachableError(
@@ -126,14 +130,21 @@ def _silence(address: str) -> str:
             return str(error)
     # In a child process: Ray itself tries for most of a minute, and cannot be stopped from within.
     command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+    # Unlike ray.init it does not look for the token by itself.
+    token = {"RAY_AUTH_MODE": "token"} if (Path.home() / ".ray" / "auth_token").exists() else {}
+    environment = {**token, **os.environ}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_REACH_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_REACH_SECONDS, check=False, env=environment)
     except subprocess.TimeoutExpired:
         return f"no answer within {_REACH_SECONDS:.0f} s"
     return _last_line(done.stderr) if done.returncode else ""
 
 
-def _excludes(folder: Path, run: Path) -> list[str]:
+def _excludes(experiment_file: Path, run: Path) -> list[str]:
+    """What of the experiment's folder stays here, as in a .gitignore file."""
+    folder = experiment_file.parent
+    if folder == run:  # the run folder keeps a copy of the experiment, for when the original is gone
+        return [f"/{path.name}" for path in run.iterdir() if path.name != experiment_file.name]
     return [f"/{run.relative_to(folder)}/"] if run.is_relative_to(folder) else []
 
 
@@ -162,7 +173,7 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
 @contextmanager
 def _logged_to(path: Path) -> Iterator[None]:
     logger = logging.getLogger("ray")
-    file = logging.FileHandler(path, delay=True)
+    file = logging.FileHandler(path)
     handlers, level = logger.handlers[:], logger.level
     logger.handlers[:] = [file]
     try:

@@ -14,6 +14,9 @@ from autocompress.trial import Progress, run_trial
 class LocalDriver:
     """One trial at a time. With the same seed and policy it gives the results that `TuneDriver` gives."""
 
+    def check(self) -> None:
+        """Nothing is needed beyond this process."""
+
     def run(self, search: Search, job: Job, listener: Listener) -> None:
         try:
             with _torch_threads(job.threads):

@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autocompress.drivers import Job, Listener
-from autocompress.drivers.cluster import lane_resources, ray_cluster, room
+from autocompress.drivers.cluster import check_answers, lane_resources, ray_cluster, room
 from autocompress.drivers.shelf import Shelf
 from autocompress.drivers.timing import LatencyLane, reason
 from autocompress.drivers.trainer import Supplies, Trainer
@@ -46,11 +46,16 @@ class TuneDriver:
         if self.concurrency is not None and self.concurrency < 1:
             raise InputError(f"concurrency must be at least 1, given {self.concurrency}")
 
+    def check(self) -> None:
+        """See `Driver.check`. Raises `UnreachableError` when no cluster answers at `address`."""
+        if self.address is not None:
+            check_answers(self.address)
+
     def run(self, search: Search, job: Job, listener: Listener) -> None:
         """See `Driver.run`. Raises `UnreachableError`, and `ExperimentError` when no node is large enough for a trial."""
-        folder = job.experiment_file.resolve().parent
+        file = job.experiment_file.resolve()
         try:
-            with ray_cluster(self.address, threads=job.threads, folder=folder, run=job.folder.path, log=job.folder.log):
+            with ray_cluster(self.address, threads=job.threads, experiment_file=file, run=job.folder):
                 desk = _Desk(search, listener)
                 self._fit(desk, job)
             if desk.failure is not None:

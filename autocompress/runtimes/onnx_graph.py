@@ -50,6 +50,11 @@ def to_onnx(student: nn.Module, example: Tensor) -> onnx.ModelProto:
             f"torch.onnx cannot export the student: {type(error).__name__}: {str(error).splitlines()[0]}"
         ) from error
     assert program is not None
+    if program.model_proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value:
+        raise ExportError(
+            "the exported graph takes batches of one size only: forward() turns the batch size into a number, "
+            "as len(x) does; write x.shape[0]"
+        )
     return _small(_floats_at_load(program.model_proto))
 
 

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,10 @@ pytestmark = pytest.mark.ray
 # Trials note on which node they ran, from where their experiment was loaded, and what lay beside it.
 _NOTING = """
 import ray
-import neighbour
 
 class Task(ToyTask):
     def loss(self, outputs, targets):
-        time.sleep(neighbour.PAUSE)
+        time.sleep(0.05)
         note = Path({notes!r}) / ray.get_runtime_context().get_node_id()
         note.write_text(" ".join([str(HERE), *sorted(os.listdir())]))
         return super().loss(outputs, targets)
@@ -52,6 +52,9 @@ def test_trials_run_on_all_nodes_and_their_files_come_home(
     cluster: Cluster, toy_baseline: Baseline, toy_data: Data, tmp_path: Path
 ) -> None:
     search, job, notes = _noting_search(tmp_path, toy_baseline, toy_data, trials=4)
+    neighbour = job.experiment_file.with_name("neighbour.py")
+    neighbour.touch()
+    job.experiment_file.write_text(f"import neighbour\n{job.experiment_file.read_text()}")
     ear = Ear(search)
     TuneDriver(address=cluster.address).run(search, job, ear)
     assert [result.error for result in search.results] == [None] * 4
@@ -90,12 +93,15 @@ def test_trials_of_a_node_that_dies_are_run_again_elsewhere(
 ) -> None:
     node = cluster.add_node(num_cpus=1)
     search, job, notes = _noting_search(tmp_path, toy_baseline, toy_data, trials=5)
+    # As in a resumed run whose original experiment is gone.
+    job = replace(job, experiment_file=job.experiment_file.rename(job.folder.experiment))
     ear = _PullingThePlug(search, cluster, node, notes)
     TuneDriver(address=cluster.address).run(search, job, ear)
     assert ear.pulled is not None
     ear.pulled.join()
     assert [result.status for result in search.results] == [Status.COMPLETE] * 5
     assert all(ear.heard.count(("started", number)) == 1 for number in ear.results)
+    assert {tuple(note.read_text().split()[1:]) for note in notes.iterdir()} == {("experiment.py",)}
 
 
 def _noting_search(folder: Path, baseline: Baseline, data: Data, *, trials: int) -> tuple[Search, Job, Path]:
@@ -103,7 +109,6 @@ def _noting_search(folder: Path, baseline: Baseline, data: Data, *, trials: int)
     notes.mkdir()
     home = folder / "home"
     home.mkdir()
-    (home / "neighbour.py").write_text("PAUSE = 0.05\n")
     start = [{"steps": 12, "bits": bits} for bits in range(2, 2 + trials)]
     settings = f"budget=Budget(trials={trials}), start={start}"
     file = experiment_file(home, settings, task=_NOTING.format(notes=str(notes)))

@@ -379,4 +379,4 @@ def _layers_table(layers: "Layers") -> Padding:
     for layer in layers:
         shape = "x".join(str(size) for size in layer.weight_shape)
         table.add_row(layer.name, layer.kind, shape, f"{layer.params:,}", f"{layer.macs:,}", layer.group or "-")
-    return Padding(table, (0, 0, 0, 5))
+    return Padding(table, (0, 0, 0, 5), expand=False)

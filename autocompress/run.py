@@ -201,11 +201,14 @@ class Run:
 
     def is_under_way(self) -> bool:
         """True while a process searches in this folder."""
-        try:
-            with _only_here(self.folder):
-                return False
-        except RunFolderError:
-            return True
+        if not self.folder.log.exists():
+            return False
+        with self.folder.log.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
 
 def run_search(
@@ -414,11 +417,15 @@ def _clear(folder: RunFolder) -> None:
 @contextmanager
 def _only_here(folder: RunFolder) -> Iterator[None]:
     """Keeps a second process out of the run folder. Raises `RunFolderError` when there is one already."""
-    # The lock is on the log, because that is never replaced by another file of the same name.
-    with folder.log.open("a") as file:
+    try:
+        # The log is never replaced by another file of the same name, as run.json is: a lock on it lasts.
+        file = folder.log.open("a")
+    except OSError as error:
+        raise RunFolderError(f"cannot write to the run folder {folder.path}: {error.strerror}") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise RunFolderError(f"another process is at work on {folder.path}; wait for it, or end it") from error
         yield
 

@@ -51,5 +51,7 @@ def reason(error: BaseException) -> str:
     """Why something in a Ray process did not come to its end, in one line."""
     if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
         return shorten(f"{type(error.cause).__name__}: {error.cause}", _REASON_LENGTH)
-    text = str(error).rpartition("Worker exit detail: ")[2]
+    text = str(error)
+    for preamble in ("The actor is dead because ", "Worker exit detail: "):
+        text = text.rpartition(preamble)[2]
     return shorten(f"worker died: {text}", _REASON_LENGTH)

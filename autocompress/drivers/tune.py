@@ -259,7 +259,10 @@ def _lane(job: Job, *, joined: bool) -> Any:
         try:
             ray.get(lane.ready.remote(), timeout=_READY_SECONDS)
         except RayError as error:
-            raise UnreachableError(f"the cluster cannot run autocompress: {reason(error)}") from error
+            raise UnreachableError(
+                f"the cluster does not run autocompress ({reason(error)}); its nodes need autocompress, Ray and Python as "
+                "they are here, and the same RAY_AUTH_MODE"
+            ) from error
     return lane
 
 

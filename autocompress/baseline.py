@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from autocompress.errors import DivergedError, ExportError, InputError, RunFolderError, TaskError
 from autocompress.folder import write_whole
 from autocompress.layer import Layers
-from autocompress.measure import download_bytes, measure_latency, score, size_bytes
+from autocompress.measure import download_bytes, measure_latency, outputs_of, score, size_bytes
 from autocompress.probe import cost, probe
 from autocompress.runtimes import runtime_of
 from autocompress.target import Target
@@ -26,6 +26,8 @@ Data = dict[Split, tuple[Array, Array]]
 
 # How many inputs make an example batch.
 _EXAMPLES = 8
+# Two runtimes add up floats in another order.
+_PARITY = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +41,7 @@ class Baseline:
     layers: Layers
     onnx: bytes
     metrics: dict[str, float]
+    target: Target
 
     def model(self, task: Task) -> nn.Module:
         """A fresh copy of the trained network, in evaluation mode. Raises `TaskError` when the task now builds another."""
@@ -60,7 +63,12 @@ def make_baseline(task: Task, target: Target, folder: Path, *, seed: int) -> Bas
     `RunFolderError` when the stored baseline is damaged.
     """
     if (folder / "baseline.json").exists():
-        return load_baseline(folder)
+        stored = load_baseline(folder)
+        if stored.target != target:
+            raise RunFolderError(
+                f"the baseline in {folder} was measured for {stored.target}, the experiment now asks for {target}; start a new run"
+            )
+        return stored
     data = load_data(task)
     torch.manual_seed(seed)
     model = _checked(task.model)
@@ -73,10 +81,12 @@ def make_baseline(task: Task, target: Target, folder: Path, *, seed: int) -> Bas
     except Exception as error:
         raise TaskError(f"the task's train() failed: {type(error).__name__}: {error}") from error
     model = model.cpu().eval()
+    _check_outputs(model, inputs[:_EXAMPLES])
     try:
         file = runtime_of(target).export(model, inputs[:_EXAMPLES])
     except ExportError as error:
         raise TaskError(f"the uncompressed model cannot be exported: {error}") from error
+    check_parity(model, file, inputs[:_EXAMPLES], target)
     latency = measure_latency(file, file, target)
     size = cost(model, inputs[:_EXAMPLES])
     metrics = {
@@ -89,7 +99,7 @@ def make_baseline(task: Task, target: Target, folder: Path, *, seed: int) -> Bas
         "params": float(size.params),
     }
     weights = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in model.state_dict().items()}
-    baseline = Baseline(weights=weights, layers=layers, onnx=file, metrics=metrics)
+    baseline = Baseline(weights=weights, layers=layers, onnx=file, metrics=metrics, target=target)
     _store(baseline, folder)
     return baseline
 
@@ -103,6 +113,7 @@ def load_baseline(folder: Path) -> Baseline:
             layers=Layers.model_validate(stored["layers"]),
             onnx=(folder / "model.onnx").read_bytes(),
             metrics=stored["metrics"],
+            target=Target.model_validate(stored["target"]),
         )
     except Exception as error:
         raise RunFolderError(
@@ -113,6 +124,21 @@ def load_baseline(folder: Path) -> Baseline:
 def load_data(task: Task) -> Data:
     """The task's train and validation splits, checked: as many inputs as targets, no NaN. Raises `TaskError`."""
     return {"train": _split(task, "train"), "validation": _split(task, "validation")}
+
+
+def check_parity(model: nn.Module, file: bytes, example: Tensor, target: Target) -> float:
+    """The largest difference between the outputs of the uncompressed `model` and of its exported file for a batch (n, ...).
+
+    As a share of the largest output. Raises `TaskError` when it is more than rounding can make.
+    """
+    with torch.no_grad():
+        expected = model(example).numpy()
+    gap = float(np.abs(outputs_of(file, example.numpy(), target) - expected).max() / max(float(np.abs(expected).max()), 1e-6))
+    if not gap <= _PARITY:
+        raise TaskError(
+            f"the exported file differs from the model by {gap:.2%} of its largest output; it cannot be the baseline"
+        )
+    return gap
 
 
 def as_tensors(split: tuple[Array, Array]) -> tuple[Tensor, Tensor]:
@@ -131,6 +157,13 @@ def _split(task: Task, split: Split) -> tuple[Array, Array]:
     if inputs.dtype.kind == "f" and not np.isfinite(inputs).all():
         raise TaskError(f"data({split!r}) has inputs that are not finite numbers")
     return inputs, targets
+
+
+def _check_outputs(model: nn.Module, example: Tensor) -> None:
+    with torch.no_grad():
+        outputs = model(example)
+    if not isinstance(outputs, Tensor):
+        raise TaskError(f"the model must give one tensor, it gives a {type(outputs).__name__}; return the one to be scored")
 
 
 def _score(file: bytes, split: tuple[Array, Array], task: Task, target: Target) -> float:
@@ -158,6 +191,11 @@ def _checked(function: Callable[[], T], name: str = "model()") -> T:
 def _store(baseline: Baseline, folder: Path) -> None:
     write_whole(folder / "weights.safetensors", save_tensors(baseline.weights))
     write_whole(folder / "model.onnx", baseline.onnx)
-    stored = {"version": 1, "metrics": baseline.metrics, "layers": baseline.layers.model_dump(mode="json")}
+    stored = {
+        "version": 1,
+        "target": baseline.target.model_dump(mode="json"),
+        "metrics": baseline.metrics,
+        "layers": baseline.layers.model_dump(mode="json"),
+    }
     # Last: with this file in place the folder counts as a whole baseline.
     write_whole(folder / "baseline.json", json.dumps(stored, indent=1))

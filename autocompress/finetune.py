@@ -13,6 +13,7 @@ from autocompress.lane import Lane
 from autocompress.measure import checked_score
 from autocompress.policy import Policy
 from autocompress.result import Rung
+from autocompress.student import StudentLayer
 from autocompress.task import Array, Task
 
 # Where a fine-tuning reports, as shares of its steps; the first report is before the first step.
@@ -20,6 +21,8 @@ RUNGS = (1 / 4, 1 / 2, 3 / 4, 1.0)
 _EVALUATION_BATCH = 256
 # Learned scales move by few per cent in all; at the weights' rate they run away.
 _SCALE_RATE = 0.1
+# The share of the steps in which the learning rate rises.
+_WARMUP = 0.2
 
 
 def finetune(
@@ -78,7 +81,10 @@ def _train(
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(_parameters(student, settings.learning_rate, settings.weight_decay))
     rates = [group["lr"] for group in optimizer.param_groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rates, total_steps=settings.steps + 1, pct_start=0.2)
+    total = settings.steps + 1
+    # Where the warm-up would be exactly one step long, the scheduler divides by zero.
+    warmup = _WARMUP if total * _WARMUP != 1 else 1.5 * _WARMUP
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rates, total_steps=total, pct_start=warmup)
     augmented = type(task).augment is not Task.augment
     batches = _batches(len(inputs), settings.batch_size, generator)
     for taken in range(1, settings.steps + 1):
@@ -110,10 +116,12 @@ def _taught(teacher: Teacher, inputs: Tensor, batch: Tensor, picked: Tensor, *, 
 
 
 def _parameters(student: nn.Module, rate: float, decay: float) -> list[dict[str, object]]:
-    weights = [parameter for parameter in student.parameters() if parameter.requires_grad and parameter.dim() > 1]
-    scales = [parameter for name, parameter in student.named_parameters() if name.endswith(".scale")]
-    known = {id(parameter) for parameter in (*weights, *scales)}
-    rest = [parameter for parameter in student.parameters() if parameter.requires_grad and id(parameter) not in known]
+    layers = [module for module in student.modules() if isinstance(module, StudentLayer)]
+    scales = [layer.scale for layer in layers if layer.scale is not None]
+    known = {id(scale) for scale in scales}
+    others = [parameter for parameter in student.parameters() if parameter.requires_grad and id(parameter) not in known]
+    weights = [parameter for parameter in others if parameter.dim() > 1]
+    rest = [parameter for parameter in others if parameter.dim() <= 1]
     groups: list[dict[str, object]] = [
         {"params": weights, "lr": rate, "weight_decay": decay},
         {"params": rest, "lr": rate, "weight_decay": 0.0},

@@ -1,9 +1,7 @@
 """The run folder: where everything a search leaves behind lies, and under which name."""
 
-import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from autocompress.errors import RunFolderError
 from autocompress.result import TrialResult
@@ -87,9 +85,7 @@ class RunFolder:
         """The record, oldest first. A last line cut short by a crash is left out; any other damage raises `RunFolderError`."""
         if not self.record.exists():
             return []
-        lines = self.record.read_bytes().split(b"\n")
-        whole, rest = lines[:-1], lines[-1]  # a line counts when its newline was written
-        del rest
+        *whole, _ = self.record.read_bytes().split(b"\n")  # a line counts when its newline was written
         return [self._result(line, number) for number, line in enumerate(whole, 1) if line.strip()]
 
     def _result(self, line: bytes, number: int) -> TrialResult:
@@ -97,13 +93,6 @@ class RunFolder:
             return TrialResult.from_json(line, source=f"line {number} of {self.record}")
         except Exception as error:
             raise RunFolderError(f"{self.path} is damaged: {error}; remove that line to go on without the trial") from error
-
-    def read_json(self, path: Path) -> Any:
-        """A JSON file of this folder. Raises `RunFolderError` when it is missing or damaged."""
-        try:
-            return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise RunFolderError(f"{self.path} is damaged: cannot read {path.name} ({error})") from error
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -114,6 +103,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
         try:
             file.write(content.encode() if isinstance(content, str) else content)
             file.close()
+            draft.chmod(0o644)  # a temporary file is its owner's alone
             draft.replace(path)
         except BaseException:
             draft.unlink(missing_ok=True)

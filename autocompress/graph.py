@@ -1,5 +1,6 @@
 """A network as a graph of calls (torch.fx), and what of it matters to quantisation and to export."""
 
+import itertools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,6 @@ _MOVE_CALLS |= {nn.functional.max_pool2d, nn.functional.max_pool1d, nn.functiona
 _MOVE_CALLS |= {"flatten", "view", "reshape", "permute", "transpose", "contiguous", "squeeze", "unsqueeze"}
 
 # These are executed together with the layer before them.
-_NORM = (nn.BatchNorm1d, nn.BatchNorm2d)
 _CLIP = (nn.ReLU, nn.ReLU6)
 _CLIP_CALLS: set[Any] = {torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu6, "relu", "relu_"}
 
@@ -34,7 +34,7 @@ def trace(model: nn.Module) -> GraphModule | None:
     was_training = model.training
     try:
         return GraphModule(model, _LayerTracer().trace(model.eval()))
-    except (torch.fx.proxy.TraceError, TypeError, ValueError, RuntimeError, NotImplementedError):
+    except Exception:  # noqa: BLE001  # the user's forward meets a stand-in for a tensor, and may do anything then
         return None
     finally:
         model.train(was_training)
@@ -50,9 +50,13 @@ def is_add(node: Node) -> bool:
 
 
 def norm_after(node: Node, graph: GraphModule) -> Node | None:
-    """The batch norm that is the only user of `node`, if there is one."""
+    """The batch norm that can be folded into the convolution at `node`: its only user, with running statistics."""
     users = list(node.users)
-    return users[0] if len(users) == 1 and isinstance(module_of(users[0], graph), _NORM) else None
+    norm = module_of(users[0], graph) if len(users) == 1 else None
+    layer = module_of(node, graph)
+    plain = layer.layer if isinstance(layer, StudentLayer) else layer
+    folds = isinstance(plain, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None
+    return users[0] if folds else None
 
 
 def origin(node: Node, graph: GraphModule) -> Node:
@@ -76,8 +80,9 @@ def is_output(node: Node, graph: GraphModule) -> bool:
 
 def insert_after(nodes: list[Node], graph: GraphModule, make: Callable[[], nn.Module], prefix: str) -> None:
     """Calls a new module on the value of each node; all its users then use the result."""
-    for place, node in enumerate(nodes):
-        name = f"{prefix}{place}"
+    taken = {name for name, _ in graph.named_children()}
+    names = (name for name in (f"{prefix}{place}" for place in itertools.count()) if name not in taken)
+    for name, node in zip(names, nodes, strict=False):
         graph.add_submodule(name, make())
         users = list(node.users)
         with graph.graph.inserting_after(node):

@@ -57,9 +57,10 @@ def probe(model: nn.Module, example: Tensor) -> Layers:
 
 
 def cost(model: nn.Module, example: Tensor) -> Cost:
-    """What `model` costs as it is now, after channels were cut."""
+    """What `model` costs as it is now, after channels were cut. The scales of rounded weights are no parameters of it."""
+    scales = {id(module.scale) for module in model.modules() if isinstance(module, StudentLayer)}
     return Cost(
-        params=sum(parameter.numel() for name, parameter in model.named_parameters() if not name.endswith(".scale")),
+        params=sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in scales),
         macs=sum(_macs(model, example).values()),
     )
 
@@ -74,7 +75,7 @@ def _macs(model: nn.Module, example: Tensor) -> dict[str, int]:
     def count(name: str, module: nn.Module, output: Tensor) -> None:
         weight = module.weight
         assert isinstance(weight, Tensor)
-        positions = output[0].numel() // weight.shape[0]
+        positions = output.numel() // len(example) // weight.shape[0]
         counted[name] = counted.get(name, 0) + positions * weight.numel()
 
     hooks = [

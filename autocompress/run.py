@@ -347,9 +347,11 @@ def _conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str
 
 def _baseline(experiment: Experiment, folder: RunFolder) -> Baseline:
     try:
-        return make_baseline(experiment.task, experiment.target, folder.baseline, seed=experiment.seed)
+        baseline = make_baseline(experiment.task, experiment.target, folder.baseline, seed=experiment.seed)
     except TrialError as error:
         raise TaskError(f"the uncompressed model cannot be exported and measured: {error}") from error
+    baseline.model(experiment.task)  # a model that was changed since would fail in every trial
+    return baseline
 
 
 def _finish(

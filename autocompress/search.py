@@ -305,9 +305,7 @@ def _journal(file: Path) -> BaseStorage:
     except OSError as error:
         raise RunFolderError(f"cannot open the study {file}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise RunFolderError(
-            f"the study {file} is damaged; remove it and resume: the results are in the record, only the sampler forgets them"
-        ) from error
+        raise _damaged(file) from error
 
 
 def _cut_torn_line(file: Path) -> None:
@@ -318,17 +316,26 @@ def _cut_torn_line(file: Path) -> None:
         os.truncate(file, whole)
 
 
+def _damaged(study: Path | BaseStorage) -> RunFolderError:
+    return RunFolderError(
+        f"the study {study} is damaged; remove it and resume: the results are in the record, only the sampler forgets them"
+    )
+
+
 def _open(storage: BaseStorage, experiment: Experiment, where: Path | BaseStorage) -> optuna.Study:
     objectives = experiment.parsed_objectives
     metrics = [objective.metric for objective in objectives]
     directions: list[Direction] = ["minimize" if objective.goal == "min" else "maximize" for objective in objectives]
-    study = optuna.create_study(
-        storage=storage,
-        study_name=STUDY_NAME,
-        sampler=experiment.sampler if isinstance(experiment.sampler, BaseSampler) else None,
-        directions=directions,
-        load_if_exists=True,
-    )
+    try:
+        study = optuna.create_study(
+            storage=storage,
+            study_name=STUDY_NAME,
+            sampler=experiment.sampler if isinstance(experiment.sampler, BaseSampler) else None,
+            directions=directions,
+            load_if_exists=True,
+        )
+    except json.JSONDecodeError as error:
+        raise _damaged(where) from error
     if study.metric_names is None and not study.get_trials(deepcopy=False):
         with catch_warnings():
             simplefilter("ignore")  # metric names are "experimental" since Optuna 3.2

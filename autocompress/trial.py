@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from autocompress.baseline import Baseline, Data, as_tensors
 from autocompress.compress import compress
 from autocompress.distill import Teacher
-from autocompress.errors import ExportError, TrialError
+from autocompress.errors import ExportError, InputError, TrialError
 from autocompress.finetune import evaluate, finetune
 from autocompress.folder import write_whole
 from autocompress.lane import Lane
@@ -125,6 +125,8 @@ def trial_rungs(
             metrics = _measure(file, student, task, target, baseline, data, timer, lane)
         write_whole(folder / "model.onnx", file)
         write_whole(folder / "policy.json", policy.to_json(indent=1))
+    except InputError:  # nothing that another policy could avoid
+        raise
     except TrialError as failure:
         status, error = Status.FAILED, str(failure)
     except Exception as failure:  # noqa: BLE001  # a user's function, a full GPU, a runtime: all end this trial and no other

@@ -214,3 +214,30 @@ class _Length(torch.nn.Module):
 class _View(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.view(x.shape[0], -1)
+
+
+def test_a_baseline_measured_for_another_target_is_refused(toy_task: ToyTask, tmp_path: Path) -> None:
+    make_baseline(toy_task, Target(), tmp_path, seed=0)
+    with pytest.raises(RunFolderError, match="start a new run"):
+        make_baseline(toy_task, Target(batch_size=8), tmp_path, seed=0)
+
+
+def test_a_model_with_two_outputs_is_refused(tmp_path: Path) -> None:
+    class Pair(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(1, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y = self.conv(x)
+            return y, y.mean((2, 3))
+
+    class TwoOutputs(ToyTask):
+        def model(self) -> torch.nn.Module:
+            return Pair()
+
+        def train(self, model: Any, inputs: Any, targets: Any) -> None:
+            """Already as good as it gets."""
+
+    with pytest.raises(TaskError, match="must give one tensor"):
+        make_baseline(TwoOutputs(), Target(), tmp_path, seed=0)

@@ -20,7 +20,9 @@ def compress_weights(model: nn.Module, layers: Mapping[str, LayerPolicy]) -> Non
         if not isinstance(layer, nn.Conv2d | nn.Linear):
             raise SurgeryError(f"layer {name!r} is a {type(layer).__name__}; only Conv2d and Linear can be compressed")
         mask = largest_weights(layer.weight, policy.weight_sparsity) if policy.weight_sparsity else None
-        model.set_submodule(name, StudentLayer(layer, bits=policy.weight_bits, mask=mask))
+        student = StudentLayer(layer, bits=policy.weight_bits, mask=mask)
+        for alias in [other for other, module in model.named_modules(remove_duplicate=False) if module is layer]:
+            model.set_submodule(alias, student)
 
 
 def largest_weights(weight: Tensor, sparsity: float) -> Tensor:

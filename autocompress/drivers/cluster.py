@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 import ray
+from ray.exceptions import RayError
 
 from autocompress.errors import ExperimentError, UnreachableError
 from autocompress.folder import RunFolder
@@ -41,25 +42,27 @@ _LOCAL_SETTINGS = {
 
 
 @contextmanager
-def ray_cluster(address: str | None, *, threads: int, experiment_file: Path, run: RunFolder) -> Iterator[None]:
+def ray_cluster(address: str | None, *, threads: int, experiment_file: Path, run: RunFolder) -> Iterator[Path]:
     """Ray for as long as the context lasts: started on this machine, or the cluster that runs at `address`.
 
     A Ray that this process already uses is used and left running. To a cluster the folder of the experiment is sent,
-    but for the `run` folder if that lies within. Raises `UnreachableError` within some ten seconds.
+    but for the `run` folder if that lies within. Gives the path of the experiment as workers see it. Raises
+    `UnreachableError` within some ten seconds.
     """
     settings = _SETTINGS if address else {**_SETTINGS, **_LOCAL_SETTINGS}
     with _environment(settings), _logged_to(run.log):
         if ray.is_initialized():
-            yield
+            yield experiment_file
             return
         environment: dict[str, Any] = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
         try:
             if address is None:
                 _start(environment)
+                yield experiment_file
             else:
                 excludes = _excludes(experiment_file, run.path)
                 _join(address, {**environment, "working_dir": str(experiment_file.parent), "excludes": excludes})
-            yield
+                yield Path(experiment_file.name)  # a worker's current folder is its copy of that folder
         finally:
             with redirect_stdout(io.StringIO()):  # it would repeat what it has said before
                 ray.shutdown()
@@ -101,7 +104,7 @@ def _join(address: str, environment: dict[str, Any]) -> None:
     check_answers(address)
     try:
         ray.init(address=address, log_to_driver=False, runtime_env=environment)
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+    except (RayError, OSError, RuntimeError, ValueError) as error:
         raise UnreachableError(f"cannot join the Ray cluster at {address}: {_last_line(str(error))}") from error
 
 
@@ -151,7 +154,7 @@ def _excludes(experiment_file: Path, run: Path) -> list[str]:
 def _fit(node: Mapping[str, float], cpus: float, gpus: float) -> int:
     needs = {name: need for name, need in (("CPU", cpus), ("GPU", gpus)) if need > 0}
     # 0.3 / 0.1 is a little less than 3 in floating point.
-    return min(int(node.get(name, 0) / need + 1e-6) for name, need in needs.items())
+    return min((int(node.get(name, 0) / need + 1e-6) for name, need in needs.items()), default=0)
 
 
 def _last_line(text: str) -> str:

@@ -24,6 +24,8 @@ from autocompress.drivers.shelf import Shelf
 from autocompress.drivers.timing import LatencyLane, reason
 from autocompress.drivers.trainer import Supplies, Trainer
 from autocompress.errors import InputError, UnreachableError
+from autocompress.experiment import Experiment
+from autocompress.layer import Layers
 from autocompress.result import Rung, Status, TrialResult
 from autocompress.search import Asked, Search
 
@@ -55,18 +57,19 @@ class TuneDriver:
         """See `Driver.run`. Raises `UnreachableError`, and `ExperimentError` when no node is large enough for a trial."""
         file = job.experiment_file.resolve()
         try:
-            with ray_cluster(self.address, threads=job.threads, experiment_file=file, run=job.folder):
-                desk = _Desk(search, listener)
-                self._fit(desk, job)
+            with ray_cluster(self.address, threads=job.threads, experiment_file=file, run=job.folder) as there:
+                desk = _Desk(search, listener, job.baseline.layers)
+                self._fit(desk, job, there)
             if desk.failure is not None:
                 raise desk.failure
         except KeyboardInterrupt:
             search.stop("interrupted")
 
-    def _fit(self, desk: "_Desk", job: Job) -> None:
+    def _fit(self, desk: "_Desk", job: Job, experiment_file: Path) -> None:
         experiment = job.experiment
+        concurrency = self._concurrency(experiment)
         lane, shelf = _lane(job, joined=self.address is not None), _shelf(job)
-        trainer = tune.with_parameters(Trainer, supplies=self._supplies(job), lane=lane, shelf=shelf)
+        trainer = tune.with_parameters(Trainer, supplies=_supplies(job, experiment_file), lane=lane, shelf=shelf)
         resources = {"cpu": experiment.cpus_per_trial, "gpu": experiment.gpus_per_trial}
         with tempfile.TemporaryDirectory(prefix="autocompress-tune-") as storage, _on_interrupt(desk.interrupt):
             tune.Tuner(
@@ -75,7 +78,7 @@ class TuneDriver:
                     search_alg=_Asking(desk),
                     num_samples=-1,
                     # Without it Tune starts one trial at a time, whatever the searcher offers.
-                    max_concurrent_trials=self._concurrency(job),
+                    max_concurrent_trials=concurrency,
                     reuse_actors=True,
                     trial_dirname_creator=_folder_name,
                 ),
@@ -90,26 +93,15 @@ class TuneDriver:
                 ),
             ).fit()
 
-    def _concurrency(self, job: Job) -> int:
+    def _concurrency(self, experiment: Experiment) -> int:
         joined = self.address is not None
         if self.concurrency is not None and joined:
             return self.concurrency  # nodes that an autoscaler may yet add are not known here
         remedy = "change cpus_per_trial or gpus_per_trial"
         if joined:
             remedy += ", or, on a cluster that grows by itself, say how many trials may run at once (--concurrency)"
-        fit = room(job.experiment.cpus_per_trial, job.experiment.gpus_per_trial, remedy=remedy)
+        fit = room(experiment.cpus_per_trial, experiment.gpus_per_trial, remedy=remedy)
         return min(fit, self.concurrency or fit)
-
-    def _supplies(self, job: Job) -> Supplies:
-        # On a cluster the experiment's folder is the worker's current folder.
-        file = job.experiment_file.resolve() if self.address is None else Path(job.experiment_file.name)
-        return Supplies(
-            experiment_file=str(file),
-            target=job.experiment.target.to_json(),
-            threads=job.threads,
-            baseline=job.baseline,
-            data=job.data,
-        )
 
 
 @dataclass
@@ -123,9 +115,10 @@ class _Running:
 class _Desk:
     """Stands between Tune, which knows trials by ids of its own, and the search, which knows them by number."""
 
-    def __init__(self, search: Search, listener: Listener) -> None:
+    def __init__(self, search: Search, listener: Listener, layers: Layers) -> None:
         self._search = search
         self._listener = listener
+        self._layers = layers
         self._running: dict[str, _Running] = {}
         self.closed = False
         self.failure: Exception | None = None
@@ -154,12 +147,12 @@ class _Desk:
         """A trial that has given no result until now was stopped on purpose."""
         with self._guarded():
             if trial_id in self._running:
-                self._finish(trial_id, _without_metrics(self._running[trial_id], Status.STOPPED, None))
+                self._finish(trial_id, self._without_metrics(trial_id, Status.STOPPED, None))
 
     def lost(self, trial_id: str, error: str) -> None:
         with self._guarded():
             if trial_id in self._running:
-                self._finish(trial_id, _without_metrics(self._running[trial_id], Status.FAILED, error))
+                self._finish(trial_id, self._without_metrics(trial_id, Status.FAILED, error))
 
     def interrupt(self) -> None:
         self._search.stop("interrupted")
@@ -181,6 +174,20 @@ class _Desk:
         self._listener.finished(result)
         self._search.tell(result)
 
+    def _without_metrics(self, trial_id: str, status: Status, error: str | None) -> TrialResult:
+        running = self._running[trial_id]
+        asked = running.asked
+        return TrialResult(
+            number=asked.number,
+            policy=asked.policy,
+            status=status,
+            rungs=tuple(running.rungs),
+            error=error,
+            seed=asked.seed,
+            started=running.since,
+            summary=asked.policy.describe(self._layers),
+        )
+
     @contextmanager
     def _guarded(self) -> Iterator[None]:
         try:
@@ -188,19 +195,6 @@ class _Desk:
         except Exception as error:  # noqa: BLE001  # raised again by the driver; Tune would take it for a trial's
             self.failure = self.failure or error
             self.closed = True
-
-
-def _without_metrics(running: _Running, status: Status, error: str | None) -> TrialResult:
-    asked = running.asked
-    return TrialResult(
-        number=asked.number,
-        policy=asked.policy,
-        status=status,
-        rungs=tuple(running.rungs),
-        error=error,
-        seed=asked.seed,
-        started=running.since,
-    )
 
 
 class _NotStored:
@@ -236,9 +230,7 @@ class _Telling(_NotStored, tune.Callback):
         self._desk.ended(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        # Tune's own accessors read a copy that is not there yet.
-        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
-        self._desk.lost(trial.trial_id, reason(error))
+        self._desk.lost(trial.trial_id, _error(trial))
 
 
 class _Ending(_NotStored, tune.Stopper):
@@ -247,6 +239,16 @@ class _Ending(_NotStored, tune.Stopper):
 
     def stop_all(self) -> bool:
         return self._desk.closed
+
+
+def _supplies(job: Job, experiment_file: Path) -> Supplies:
+    return Supplies(
+        experiment_file=str(experiment_file),
+        target=job.experiment.target.to_json(),
+        threads=job.threads,
+        baseline=job.baseline,
+        data=job.data,
+    )
 
 
 def _lane(job: Job, *, joined: bool) -> Any:
@@ -269,6 +271,13 @@ def _lane(job: Job, *, joined: bool) -> Any:
 def _shelf(job: Job) -> Any:
     here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(Shelf).options(num_cpus=0, scheduling_strategy=here).remote(str(job.folder.path))
+
+
+def _error(trial: Trial) -> str:
+    # Not by Tune's own accessors: they read a copy that is not there yet.
+    if trial.pickled_error_file is not None:
+        return reason(cloudpickle.loads(Path(trial.pickled_error_file).read_bytes()))
+    return reason(RuntimeError(Path(trial.error_file).read_text()))
 
 
 def _folder_name(trial: Trial) -> str:

@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 
 from autocompress.errors import ExportError
 from autocompress.graph import module_of, norm_after, origin, tail, trace
-from autocompress.student import ActivationQuantizer, StudentLayer, per_channel
+from autocompress.student import SMALLEST_SCALE, ActivationQuantizer, StudentLayer, per_channel
 
 # The first opset with 2-bit tensors.
 OPSET = 25
@@ -154,9 +154,9 @@ def _fold(node: Node, layer: nn.Conv2d | nn.Linear | StudentLayer, graph: GraphM
     norm_node = norm_after(node, graph)
     norm = module_of(norm_node, graph)
     called = sum(other.op == "call_module" and other.target == node.target for other in graph.graph.nodes)
-    if norm_node is None or called > 1:  # a layer used twice has two batch norms and one weight
-        norm = None
-    else:
+    if called > 1:  # it has one weight, but as many input scales and batch norms as calls
+        input_scale = norm = None
+    elif norm_node is not None:
         norm_node.replace_all_uses_with(node)
         graph.graph.erase_node(norm_node)
     graph.set_submodule(str(node.target), _deploy(layer, norm, input_scale))
@@ -168,10 +168,12 @@ def _input_scale(node: Node, layer: nn.Module, graph: GraphModule) -> Tensor | N
     quantizer = module_of(origin(source, graph), graph)
     if not isinstance(quantizer, _DeployedQuantizer):
         return None
+    plain = layer.layer if isinstance(layer, StudentLayer) else layer
+    if isinstance(plain, nn.Conv2d) and plain.padding_mode != "zeros":  # the padding would stand between the two
+        return None
     # A convolution with float outputs has no integer kernel: turning its codes into floats at load is faster.
     rounded = all(isinstance(module_of(user, graph), ActivationQuantizer) for user in tail(node, graph).users)
-    linear = isinstance(layer, StudentLayer) and isinstance(layer.layer, nn.Linear)
-    return quantizer.scale if linear or rounded else None
+    return quantizer.scale if isinstance(plain, nn.Linear) or rounded else None
 
 
 def _deploy(layer: nn.Conv2d | nn.Linear | StudentLayer, norm: nn.Module | None, input_scale: Tensor | None) -> nn.Module:
@@ -182,6 +184,7 @@ def _deploy(layer: nn.Conv2d | nn.Linear | StudentLayer, norm: nn.Module | None,
         gain = _norm_gain(norm)
         if gain is not None:
             codes, scale = codes * per_channel(gain.sign().to(torch.int8), codes), scale * gain.abs()
+        codes, scale = _with_room_for_bias(codes, scale, bias, input_scale)
         return _DeployedLayer(plain, codes, scale, bias, input_scale)
     weight, bias = _norm_folded(layer, norm)
     folded = deepcopy(plain)
@@ -190,8 +193,21 @@ def _deploy(layer: nn.Conv2d | nn.Linear | StudentLayer, norm: nn.Module | None,
     return folded
 
 
+def _with_room_for_bias(codes: Tensor, scale: Tensor, bias: Tensor | None, input_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Codes and scales under which the bias fits into 32 bits.
+
+    An integer kernel adds the bias in steps of input scale times weight scale. In a channel whose weights are (almost)
+    all zero that step is too small for it: there the weights, which change nothing, give way.
+    """
+    if bias is None or input_scale is None:
+        return codes, scale
+    least = (bias.abs() / (input_scale * 2**30)).clamp_min(SMALLEST_SCALE)
+    dead = scale < least
+    return codes * per_channel((~dead).to(torch.int8), codes), torch.where(dead, least, scale)
+
+
 def _norm_gain(norm: nn.Module | None) -> Tensor | None:
-    if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or norm.running_var is None:
+    if not isinstance(norm, nn.BatchNorm2d) or norm.running_var is None:
         return None
     gain = (norm.running_var + norm.eps).rsqrt()
     return (gain * norm.weight).detach() if norm.affine else gain
@@ -203,7 +219,7 @@ def _norm_folded(layer: nn.Conv2d | nn.Linear | StudentLayer, norm: nn.Module | 
     gain = _norm_gain(norm)
     if gain is None:
         return weight, bias
-    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+    assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
     shift = norm.bias.detach() if norm.affine else torch.zeros_like(norm.running_mean)
     start = torch.zeros_like(norm.running_mean) if bias is None else bias

@@ -14,6 +14,7 @@ from autocompress.errors import UnknownNameError
 from autocompress.finetune import finetune
 from autocompress.lane import Lane
 from autocompress.policy import Distill, Finetune, LayerPolicy, Policy
+from autocompress.probe import cost
 from autocompress.student import ActivationQuantizer, StudentLayer, best_scales, largest_code
 from autocompress.testing import ToyTask
 
@@ -159,3 +160,67 @@ def test_activations_are_rounded_as_torch_does_it(low: float, high: float) -> No
     assert float((ours - theirs).abs().max()) <= scale * 1.001
     assert float((ours != theirs).float().mean()) < 0.02
     assert float((gradient - expected).abs().sum()) <= 2  # at the two ends of the range
+
+
+def test_a_users_parameter_called_scale_is_trained_like_any_other(toy_task: ToyTask, toy_data: Data) -> None:
+    class Scaled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = torch.nn.Conv2d(1, 8, 3), torch.nn.Linear(8, 4)
+            self.scale = torch.nn.Parameter(torch.ones(1, 8))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.head(self.conv(images).mean((2, 3)) * self.scale)
+            return logits
+
+    inputs, targets = torch.tensor(toy_data["train"][0]), torch.tensor(toy_data["train"][1])
+    layers = {"conv": LayerPolicy(weight_bits=4), "head": LayerPolicy(weight_bits=4)}
+    for steps in range(1, 9):  # four steps once made the learning-rate schedule divide by zero
+        policy = Policy(layers=layers, finetune=Finetune(steps=steps, batch_size=16))
+        model = Scaled().eval()
+        student = compress(model, policy, inputs)
+        rungs = list(
+            finetune(
+                student,
+                policy,
+                toy_task,
+                Teacher(model, "head"),
+                (inputs, targets),
+                toy_data["validation"],
+                seed=0,
+                lane=Lane(),
+            )
+        )
+        assert rungs[-1].step == steps
+    assert cost(student, inputs[:2]).params == 8 * 9 + 8 + 8 * 4 + 4 + 8
+
+
+def test_a_layer_with_two_names_is_replaced_under_both(toy_data: Data) -> None:
+    class Twice(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(1, 1, 3, padding=1)
+            self.again = self.conv
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.again(self.conv(images))
+            return out
+
+    student = compress(Twice().eval(), Policy(layers={"conv": LayerPolicy(weight_bits=2)}), torch.tensor(toy_data["train"][0]))
+    assert student.get_submodule("again") is student.get_submodule("conv")
+    assert isinstance(student.get_submodule("again"), StudentLayer)
+
+
+def test_a_users_module_keeps_its_name(toy_data: Data) -> None:
+    class Named(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.activation_0 = torch.nn.Conv2d(1, 4, 3), torch.nn.Tanh()
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.activation_0(self.conv(images)).mean((2, 3))
+            return out
+
+    policy = Policy(layers={"conv": LayerPolicy(weight_bits=8, activation_bits=8)})
+    student = compress(Named().eval(), policy, torch.tensor(toy_data["train"][0]))
+    assert isinstance(student.get_submodule("activation_0"), torch.nn.Tanh)

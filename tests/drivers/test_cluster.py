@@ -136,17 +136,13 @@ def test_an_address_where_nobody_listens_is_refused(toy_baseline: Baseline, toy_
     assert "ray start --head" in message
 
 
-def test_an_address_where_something_else_listens_is_refused(toy_baseline: Baseline, toy_data: Data, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        address = f"127.0.0.1:{silent.getsockname()[1]}"
-        assert address in _refused(address, toy_baseline, toy_data, tmp_path)
-
-
-def test_auto_is_refused_when_the_cluster_it_stands_for_is_gone(
+def test_a_cluster_that_does_not_answer_is_refused(
     toy_baseline: Baseline, toy_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(os.environ, "RAY_ADDRESS", "127.0.0.1:1")
-    assert _refused("auto", toy_baseline, toy_data, tmp_path).startswith("no Ray cluster at auto (")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setitem(os.environ, "RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
+        message = _refused("auto", toy_baseline, toy_data, tmp_path)
+    assert message.startswith("no Ray cluster at auto (no answer within 10 s); ")
 
 
 def test_a_client_address_is_refused_with_the_way_out(toy_baseline: Baseline, toy_data: Data, tmp_path: Path) -> None:

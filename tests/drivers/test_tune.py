@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from autocompress.baseline import Baseline, Data
-from autocompress.drivers.tune import TuneDriver
+from autocompress.drivers.tune import TuneDriver, _Desk
 from autocompress.errors import ExperimentError, InputError
 from autocompress.lane import Lane
-from autocompress.result import Status
+from autocompress.result import Rung, Status
 from tests.drivers.searching import Ear, experiment_file, search_of
 
 pytestmark = pytest.mark.ray
@@ -69,6 +69,9 @@ def test_an_experiment_that_a_worker_cannot_load_fails_its_trials_with_the_reaso
 
 
 _NOTING = """
+with (HERE / "loaded").open("a") as file:
+    file.write(f"{os.getpid()} ")
+
 class Task(ToyTask):
     def loss(self, outputs, targets):
         begin = time.monotonic()
@@ -80,12 +83,16 @@ class Task(ToyTask):
 
 
 @pytest.mark.usefixtures("running_ray")
-def test_nothing_trains_while_something_is_timed(toy_baseline: Baseline, toy_data: Data, tmp_path: Path) -> None:
+def test_a_worker_runs_many_trials_and_none_trains_while_something_is_timed(
+    toy_baseline: Baseline, toy_data: Data, tmp_path: Path
+) -> None:
     start = [{"steps": 12, "bits": bits} for bits in (2, 4, 6, 8)]
     file = experiment_file(tmp_path, f"budget=Budget(trials=4), start={start}", task=_NOTING)
     search, job = search_of(file, toy_baseline, toy_data)
     with _watching_the_lane() as timed:
         TuneDriver().run(search, job, Ear(search))
+    loaded = (tmp_path / "loaded").read_text().split()
+    assert len(set(loaded)) == len(loaded) <= 1 + (os.cpu_count() or 1), "once here, once in each worker"
     trained = [tuple(map(float, line.split())) for line in (tmp_path / "trained").read_text().splitlines()]
     assert len(trained) == 4 * 12
     assert len(timed) > 10
@@ -127,6 +134,30 @@ def test_a_trial_too_large_for_every_node_is_refused_at_once(toy_baseline: Basel
         TuneDriver().run(search, job, Ear(search))
 
 
+def test_what_tune_reports_becomes_one_result_a_trial(toy_baseline: Baseline, toy_data: Data, tmp_path: Path) -> None:
+    search, _ = search_of(experiment_file(tmp_path, "budget=Budget(trials=2)"), toy_baseline, toy_data)
+    ear = Ear(search)
+    desk = _Desk(search, ear, toy_baseline.layers)
+    first, second = desk.ask("a"), desk.ask("b")
+    assert isinstance(first, dict)
+    assert isinstance(second, dict)
+    assert desk.ask("c") is None, "the budget is used up, but trials are under way: their results may yet change that"
+    for step in (0, 4, 0, 4, 8):  # the worker died after step 4, and another began again
+        desk.result("a", {"rung": Rung(step=step, accuracy=0.5).to_json()})
+    desk.ended("a")
+    assert ear.results[first["number"]].status is Status.STOPPED
+    assert [rung.step for rung in ear.results[first["number"]].rungs] == [0, 4, 8]
+    desk.lost("b", "worker died: somehow")
+    desk.lost("b", "told twice")
+    desk.ended("b")
+    lost = ear.results[second["number"]]
+    assert (lost.status, lost.error, lost.seed) == (Status.FAILED, "worker died: somehow", second["seed"])
+    assert lost.summary == lost.policy.describe(toy_baseline.layers)
+    assert search.results == tuple(ear.results.values())
+    assert desk.ask("d") == "FINISHED"
+    assert desk.failure is None
+
+
 def test_a_concurrency_of_none_is_refused() -> None:
     with pytest.raises(InputError, match="concurrency must be at least 1, given 0"):
         TuneDriver(concurrency=0)
@@ -137,7 +168,7 @@ import os
 import sys
 from pathlib import Path
 from autocompress.baseline import load_data, make_baseline
-from autocompress.drivers.tune import TuneDriver
+from autocompress.drivers.tune import TuneDriver, _Desk
 from autocompress.target import Target
 from autocompress.testing import ToyTask
 from tests.drivers.searching import Ear, search_of
@@ -145,8 +176,12 @@ from tests.drivers.searching import Ear, search_of
 file, task = Path(sys.argv[1]), ToyTask()
 search, job = search_of(file, make_baseline(task, Target(), file.parent / "baseline", seed=0), load_data(task))
 before = dict(os.environ)
-TuneDriver().run(search, job, Ear(search))
-assert sorted(result.status for result in search.results) == ["complete", "failed"], search.results
+ear = Ear(search)
+TuneDriver(concurrency=1).run(search, job, ear)
+assert [result.status for result in search.results] == ["failed", "complete"], search.results
+assert [event for event in ear.heard if event[0] != "rung"] == [
+    ("started", 0), ("finished", 0), ("started", 1), ("finished", 1)
+], ear.heard
 assert os.environ == before, dict(os.environ.items() - before.items())
 """
 
@@ -168,4 +203,4 @@ def test_ray_says_nothing_on_the_terminal_and_leaves_nothing_behind(tmp_path: Pa
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert "A worker died" in (tmp_path / "run" / "autocompress.log").read_text()
     assert set(Path(tempfile.gettempdir()).glob("autocompress-tune-*")) <= storage
-    assert list(home.iterdir()) == []
+    assert {path.name for path in home.iterdir()} <= {".cache"}

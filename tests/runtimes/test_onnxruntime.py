@@ -137,3 +137,68 @@ def test_a_network_that_cannot_be_traced_is_exported_with_float_activations(toy_
 def test_what_onnx_runtime_refuses_is_one_error() -> None:
     with pytest.raises(ExportError, match="ONNX Runtime refuses the exported file"):
         OnnxSession(b"not a model", TARGET)
+
+
+def parity(network: nn.Module, layer: LayerPolicy | None, *, size: int = 8) -> float:
+    """The mean difference between student and file as a share of the spread of the outputs, all layers compressed alike."""
+    images = torch.randn(64, 1, size, size, generator=torch.Generator().manual_seed(0))
+    names = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    policy = Policy(layers={} if layer is None else dict.fromkeys(names, layer))
+    student = compress(network.eval(), policy, images)
+    ours = OnnxSession(export(student, images[:4]), TARGET)(images.numpy())
+    theirs = student(images).detach().numpy()
+    return float(np.abs(ours - theirs).mean() / theirs.std())
+
+
+INTEGER = LayerPolicy(weight_bits=8, activation_bits=8)
+
+
+def chain(*layers: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    network = nn.Sequential(*layers)
+    for module in network:
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+            nn.init.normal_(module.weight, std=0.5)
+            if module.bias is not None:
+                nn.init.normal_(module.bias)
+    return network
+
+
+def test_a_channel_without_weights_keeps_its_bias() -> None:
+    conv, linear, norm = nn.Conv2d(1, 8, 3), nn.Linear(8, 8), nn.BatchNorm2d(8)
+    network = chain(
+        conv, nn.ReLU(), nn.Conv2d(8, 8, 3), norm, nn.AvgPool2d(4), nn.Flatten(), linear, nn.ReLU(), nn.Linear(8, 4)
+    )
+    with torch.no_grad():
+        conv.weight[::2] = 0
+        linear.weight[::2] = 0
+        norm.weight[::3] = 0
+    assert parity(network, INTEGER) < 0.03
+
+
+@pytest.mark.parametrize("layer", [None, INTEGER])
+def test_batch_norms_that_cannot_be_folded_stay(layer: LayerPolicy | None) -> None:
+    no_statistics = nn.BatchNorm2d(8, track_running_stats=False)
+    assert parity(chain(nn.Conv2d(1, 8, 3), no_statistics, nn.AvgPool2d(6), nn.Flatten(), nn.Linear(8, 4)), layer) < 0.03
+    on_rows = chain(nn.Flatten(2), nn.Linear(64, 1), nn.BatchNorm1d(1), nn.Flatten(), nn.Linear(1, 4))
+    assert parity(on_rows, layer) < 0.03
+
+
+def test_a_layer_that_is_called_twice_has_no_single_input_scale() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flat, self.linear = nn.Flatten(), nn.Linear(64, 64)
+
+        def forward(self, images: Tensor) -> Tensor:
+            out: Tensor = self.linear(20 * torch.relu(self.linear(self.flat(images))))
+            return out
+
+    assert parity(Twice(), INTEGER) < 0.03
+
+
+def test_padding_by_reflection_is_kept() -> None:
+    network = chain(
+        nn.Conv2d(1, 8, 3, padding=1, padding_mode="reflect"), nn.ReLU(), nn.AvgPool2d(8), nn.Flatten(), nn.Linear(8, 4)
+    )
+    assert parity(network, INTEGER) < 0.03

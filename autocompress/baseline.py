@@ -66,7 +66,7 @@ def make_baseline(task: Task, target: Target, folder: Path, *, seed: int) -> Bas
         stored = load_baseline(folder)
         if stored.target != target:
             raise RunFolderError(
-                f"the baseline in {folder} was measured for {stored.target}, the experiment now asks for {target}; start a new run"
+                f"the baseline in {folder} was measured for {stored.target}, the experiment asks for {target}; start a new run"
             )
         return stored
     data = load_data(task)

@@ -51,8 +51,8 @@ class Distill(Noun):
     """Distillation from the uncompressed model.
 
     The loss is ``(1 - share - hint_share) * task + share * logits + hint_share * features``: `share` weighs the
-    divergence of the logits softened by `temperature` (Hinton et al., 2015), `hint_share` the distance of the features
-    before the last layer (FitNets: Romero et al., 2015).
+    divergence of the logits softened by `temperature` (Hinton et al., 2015), `hint_share` how differently alike the
+    examples of a batch look in the features before the last layer (similarity-preserving: Tung and Mori, 2019).
     """
 
     temperature: float = Field(default=4.0, gt=0, allow_inf_nan=False)

@@ -25,6 +25,7 @@ def run(command: str, folder: Path) -> str:
         [str(BIN / shlex.split(command)[0]), *shlex.split(command)[1:]], cwd=folder, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert "core_worker" not in done.stdout + done.stderr  # Ray keeps its thoughts to the log
     return done.stdout
 
 

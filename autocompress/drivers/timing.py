@@ -19,25 +19,27 @@ _REASON_LENGTH = 240
 
 
 class LatencyLane:
-    """`baseline` is the uncompressed model's file, `target` JSON."""
+    """`target` is JSON. What it needs for a timing comes with each call: an actor that was restarted knows nothing more."""
 
-    def __init__(self, baseline: bytes, target: str) -> None:
-        self._baseline = baseline
+    def __init__(self, target: str) -> None:
         self._target = Target.from_json(target)
 
     def ready(self) -> None:
         """Returns once the actor runs."""
 
-    def time(self, model: bytes) -> Latency:
-        return measure_latency(model, self._baseline, self._target)
+    def time(self, model: bytes, baseline: bytes) -> Latency:
+        return measure_latency(model, baseline, self._target)
 
 
-def remote_timer(lane: Any) -> Timer:
-    """Times a file in the actor `lane`. Raises `TrialError` when that fails: it is the trial that has no latency then."""
+def remote_timer(lane: Any, baseline: Any) -> Timer:
+    """Times a file in the actor `lane`, against `baseline`, the uncompressed model's file in the object store.
+
+    Raises `TrialError` when that fails: it is the trial that has no latency then.
+    """
 
     def timer(model: bytes) -> Latency:
         try:
-            latency: Latency = ray.get(lane.time.remote(model), timeout=_SECONDS)
+            latency: Latency = ray.get(lane.time.remote(model, baseline), timeout=_SECONDS)
         except GetTimeoutError as error:
             raise TrialError(f"the latency lane gave no answer within {_SECONDS:.0f} s") from error
         except RayError as error:

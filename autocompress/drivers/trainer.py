@@ -53,6 +53,7 @@ class Trainer(tune.Trainable):
         os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
         torch.set_num_threads(supplies.threads)
         self._supplies, self._lane, self._shelf = supplies, lane, shelf
+        self._baseline_file = ray.put(supplies.baseline.onnx)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -89,7 +90,7 @@ class Trainer(tune.Trainable):
                 number=config["number"],
                 seed=config["seed"],
                 folder=self._folder,
-                timer=remote_timer(self._lane),
+                timer=remote_timer(self._lane, self._baseline_file),
             )
         )
 

@@ -255,7 +255,7 @@ def _lane(job: Job, *, joined: bool) -> Any:
     lane: Any = (
         ray.remote(LatencyLane)
         .options(num_cpus=0, resources=lane_resources(), max_restarts=-1, max_task_retries=1)
-        .remote(job.baseline.onnx, job.experiment.target.to_json())
+        .remote(job.experiment.target.to_json())
     )
     if joined:
         try:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from autocompress.drivers import Driver
     from autocompress.front import ParetoFront
     from autocompress.layer import Layers
-    from autocompress.run import Run
+    from autocompress.opened import Run
     from autocompress.verify import Checked
 
 _DRIVERS = ("tune", "local")
@@ -146,8 +146,9 @@ def search(
     quiet: bool,
 ) -> None:
     """Search for compressed models of the experiment in FILE."""
+    from autocompress.opened import Options
     from autocompress.progress import open_view
-    from autocompress.run import Options, run_search
+    from autocompress.run import run_search
     from autocompress.trackers.mlflow_run import default_uri
 
     folder = run or Path("runs") / f"{file.stem}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
@@ -219,7 +220,7 @@ def export(*, run: Path, pick: str, max_drop: float | None, output: Path) -> Non
     The folder has model.onnx, policy.json, verify.json and a README.txt that shows how to use it.
     """
     from autocompress.export import export as deliver
-    from autocompress.run import open_run
+    from autocompress.opened import open_run
     from autocompress.verify import verify as measure_again
 
     console = _console()
@@ -246,7 +247,7 @@ def verify(*, folder: Path, run: Path | None) -> None:
 @click.option("--tracking-uri", help="Another MLflow than the run was logged to.")
 def sync(*, run: Path, tracking_uri: str | None) -> None:
     """Write to MLflow what it missed of a run."""
-    from autocompress.run import open_run
+    from autocompress.opened import open_run
     from autocompress.trackers.mlflow import sync as write_missing
 
     opened = open_run(run)
@@ -315,8 +316,8 @@ def _driver(name: str, address: str | None, concurrency: int | None) -> "Driver"
 
 
 def _show(console: Console, folder: Path) -> None:
+    from autocompress.opened import open_run
     from autocompress.report import front_table, nearest_lines
-    from autocompress.run import open_run
 
     run = open_run(folder)
     front, results = run.front(), run.folder.results()

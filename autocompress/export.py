@@ -8,14 +8,13 @@ from typing import get_args
 
 from autocompress.errors import InputError, RunFolderError, UnknownNameError, unknown_name
 from autocompress.experiment import Experiment
-from autocompress.front import ParetoFront, Pick, TestScore
+from autocompress.front import USUAL_DROP, ParetoFront, Pick, TestScore
 from autocompress.measure import download_bytes, test_score
+from autocompress.opened import Run
 from autocompress.result import Status, TrialResult
-from autocompress.run import Run
 from autocompress.runtimes import runtime_of
 from autocompress.verify import CLAIMS, MODEL, POLICY, README, Claims
 
-USUAL_DROP = 0.01
 _PICKS: tuple[Pick, ...] = get_args(Pick)
 
 

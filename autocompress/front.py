@@ -13,6 +13,8 @@ from autocompress.result import Status, TrialResult
 
 Pick = Literal["knee", "smallest", "fastest", "best"]
 
+# What a recommended model may lose of the score.
+USUAL_DROP = 0.01
 # An accuracy (or any score to maximise) counts between the baseline's and 10 % of it below.
 SCORE_RANGE = 0.1
 
@@ -104,7 +106,7 @@ class ParetoFront(Noun):
 
     def recommended(self) -> TrialResult | None:
         """The knee of the members at most 1 point of accuracy below the baseline, or of all when there is none."""
-        return self.pick("knee", max_drop=0.01) or self.pick("knee")
+        return self.pick("knee", max_drop=USUAL_DROP) or self.pick("knee")
 
 
 def unusable(metrics: dict[str, float], objectives: Sequence[Objective], limits: Sequence[Limit]) -> str | None:

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from autocompress.experiment import Budget, Experiment
 from autocompress.front import ParetoFront
+from autocompress.listeners import Silent, View
 from autocompress.result import Rung, Status, TrialResult
-from autocompress.run import Silent, View
 from autocompress.search import Asked
 
 _RUNNING_SHOWN = 8

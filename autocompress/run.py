@@ -2,213 +2,34 @@
 
 import fcntl
 import logging
-import os
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, Protocol
 
 import optuna
 
-from autocompress.baseline import Baseline, load_baseline, load_data, make_baseline
-from autocompress.drivers import Driver, Job, Listener
-from autocompress.errors import InputError, RunFolderError, TaskError, TrialError, unknown_name
-from autocompress.experiment import Budget, Experiment, load_experiment
+from autocompress.baseline import Baseline, load_data, make_baseline
+from autocompress.drivers import Driver, Job
+from autocompress.errors import InputError, RunFolderError, TaskError, TrialError
+from autocompress.experiment import Experiment, load_experiment
 from autocompress.folder import RunFolder, write_whole
 from autocompress.front import ParetoFront, TestScore
+from autocompress.listeners import FrontFile, Listeners, Silent, View
 from autocompress.measure import test_score
-from autocompress.noun import Noun
+from autocompress.opened import Options, Run, RunNote, open_run
 from autocompress.report import write_report
-from autocompress.result import Rung, Status, TrialResult
-from autocompress.search import SAMPLERS, Asked, Search
-from autocompress.space import load_space
+from autocompress.result import Status
+from autocompress.search import Search
 from autocompress.trackers.jsonl import JsonlRecord
 from autocompress.trackers.mlflow import MlflowTracker, check_reachable
 from autocompress.trackers.mlflow_run import public_uri
 
 _log = logging.getLogger(__name__)
 _PACKAGES = ("autocompress", "torch", "onnx", "onnxruntime", "optuna", "ray", "mlflow")
-
-
-class Options(Noun):
-    """What was asked for beside the experiment file; what is None or empty is as the experiment says.
-
-    `trials` and `minutes` replace the whole budget: with `minutes` alone the number of trials is not bounded.
-    """
-
-    space: str | None = None
-    trials: int | None = None
-    minutes: float | None = None
-    sampler: str | None = None
-    seed: int | None = None
-    limits: tuple[str, ...] = ()
-
-    def apply(self, experiment: Experiment) -> Experiment:
-        """The experiment with these options. Raises `InputError` for what cannot be used."""
-        if self.space is not None:
-            experiment = replace(experiment, space=load_space(self.space))
-        if self.trials is not None or self.minutes is not None:
-            experiment = replace(experiment, budget=Budget(trials=self.trials, minutes=self.minutes))
-        if self.sampler is not None:
-            if self.sampler not in SAMPLERS:
-                raise unknown_name("sampler", self.sampler, SAMPLERS)
-            experiment = replace(experiment, sampler=self.sampler)
-        if self.seed is not None:
-            experiment = replace(experiment, seed=self.seed)
-        if self.limits:
-            experiment = replace(experiment, limits=self.limits)
-        _ = experiment.parsed_limits
-        return experiment
-
-
-class RunNote(Noun):
-    """`run.json`: where a run came from. `experiment` is the path of its file, `started` seconds since the epoch."""
-
-    version: Literal[1] = 1
-    experiment: str
-    options: Options
-    tracking_uri: str
-    started: float
-    versions: dict[str, str]
-
-
-class View(Listener, Protocol):
-    """Who watches a run: hears of every trial, and of what else goes on."""
-
-    def say(self, text: str) -> None:
-        """One line of news."""
-
-    def warn(self, text: str) -> None:
-        """One line that the user should not miss."""
-
-    def begin(self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult]) -> None:
-        """The first trial is about to start; `recorded` are those of earlier sessions."""
-
-
-class Silent:
-    """A view that shows nothing."""
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-    def warn(self, text: str) -> None:
-        """Nothing."""
-
-    def begin(self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult]) -> None:
-        """Nothing."""
-
-    def started(self, asked: Asked) -> None:
-        """Nothing."""
-
-    def rung(self, number: int, rung: Rung) -> None:
-        """Nothing."""
-
-    def finished(self, result: TrialResult) -> None:
-        """Nothing."""
-
-
-class Listeners:
-    """Tells many listeners. Only the first, the record, may stop the search: what the others raise goes to the log."""
-
-    def __init__(self, record: Listener, *others: Listener) -> None:
-        self._record = record
-        self._others = others
-
-    def started(self, asked: Asked) -> None:
-        _log.info("trial %d started", asked.number)
-        self._record.started(asked)
-        self._tell(lambda listener: listener.started(asked))
-
-    def rung(self, number: int, rung: Rung) -> None:
-        self._record.rung(number, rung)
-        self._tell(lambda listener: listener.rung(number, rung))
-
-    def finished(self, result: TrialResult) -> None:
-        _log.info("trial %d: %s %s", result.number, result.status, result.error or result.summary)
-        self._record.finished(result)
-        self._tell(lambda listener: listener.finished(result))
-
-    def _tell(self, news: Callable[[Listener], None]) -> None:
-        for listener in self._others:
-            try:
-                news(listener)
-            except Exception:  # noqa: BLE001  # whatever a listener does wrong, the trials are not to blame
-                _log.exception("%s failed; the search goes on", type(listener).__name__)
-
-
-class FrontFile:
-    """A listener that keeps `front.json` up to date while the search runs; test scores of an earlier session stay."""
-
-    def __init__(self, folder: RunFolder, experiment: Experiment, baseline: dict[str, float]) -> None:
-        self._folder = folder
-        self._experiment = experiment
-        self._baseline = baseline
-        self._results = folder.results()
-        self._before = read_front(folder) if folder.front_json.exists() else None
-
-    def started(self, asked: Asked) -> None:
-        """Nothing changes."""
-
-    def rung(self, number: int, rung: Rung) -> None:
-        """Nothing changes."""
-
-    def finished(self, result: TrialResult) -> None:
-        self._results.append(result)
-        self.write()
-
-    def write(self) -> ParetoFront:
-        """Stores and returns the front of all results so far."""
-        experiment, before = self._experiment, self._before
-        front = ParetoFront.of(self._results, experiment.parsed_objectives, experiment.parsed_limits, self._baseline)
-        if before is not None:
-            known = {member.number: before.test[member.number] for member in front.members if member.number in before.test}
-            front = front.model_copy(update={"test": known, "baseline_test": before.baseline_test})
-        write_whole(self._folder.front_json, front.to_json(indent=1))
-        return front
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder opened again: what it was asked for, and the experiment file to load (the original, or the copy)."""
-
-    folder: RunFolder
-    note: RunNote
-    experiment_file: Path
-
-    def experiment(self) -> Experiment:
-        """The experiment with the options of the run. Raises `ExperimentError`."""
-        original = Path(self.note.experiment).parent
-        if self.experiment_file == self.folder.experiment and str(original) not in sys.path:
-            # The copy still finds the neighbours of the original; so it does in the processes that Ray starts.
-            sys.path.append(str(original))
-            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(original))))
-        return self.note.options.apply(load_experiment(self.experiment_file))
-
-    def baseline(self) -> Baseline:
-        """Raises `RunFolderError`."""
-        return load_baseline(self.folder.baseline)
-
-    def front(self) -> ParetoFront:
-        """Raises `RunFolderError` when no trial has finished yet."""
-        if not self.folder.front_json.exists():
-            raise RunFolderError(f"{self.folder.path} has no front yet: no trial has finished")
-        return read_front(self.folder)
-
-    def is_under_way(self) -> bool:
-        """True while a process searches in this folder."""
-        if not self.folder.log.exists():
-            return False
-        with self.folder.log.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
 
 
 def run_search(
@@ -279,32 +100,6 @@ def resume(
     check_reachable(uri)
     driver.check()
     return _conduct(run, experiment, driver, uri, view)
-
-
-def open_run(folder: str | Path) -> Run:
-    """Raises `RunFolderError` when the folder holds no run, or when it is damaged."""
-    where = RunFolder(folder)
-    where.check()
-    try:
-        note = RunNote.from_json(where.run_json.read_bytes(), source=where.run_json.name)
-    except (OSError, InputError) as error:
-        raise RunFolderError(f"{where.path} is damaged: {error}") from error
-    original = Path(note.experiment)
-    if not original.is_file() and not where.experiment.is_file():
-        raise RunFolderError(
-            f"the experiment of this run is gone: neither {original} nor {where.experiment} exists; put one back"
-        )
-    return Run(where, note, original if original.is_file() else where.experiment)
-
-
-def read_front(folder: RunFolder) -> ParetoFront:
-    """`front.json`. Raises `RunFolderError` when it is damaged."""
-    try:
-        return ParetoFront.from_json(folder.front_json.read_bytes(), source=folder.front_json.name)
-    except (OSError, InputError) as error:
-        raise RunFolderError(
-            f"{folder.path} is damaged: {error}; remove {folder.front_json.name}, then `autocompress resume {folder.path}`"
-        ) from error
 
 
 def _conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str, view: View) -> ParetoFront:

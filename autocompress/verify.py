@@ -17,8 +17,8 @@ from autocompress.front import TestScore
 from autocompress.lane import Lane
 from autocompress.measure import checked_score, download_bytes
 from autocompress.noun import Noun
+from autocompress.opened import open_run
 from autocompress.result import Environment
-from autocompress.run import open_run
 from autocompress.target import Target
 from autocompress.task import Array, Task
 from autocompress.trial import environment

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 
 from autocompress.folder import RunFolder
-from autocompress.run import read_front
+from autocompress.opened import read_front
 from autocompress.testing import ToyTask
 from tests.toy import call, write_experiment
 

@@ -16,8 +16,10 @@ from autocompress.errors import InputError, RunFolderError, TaskError
 from autocompress.experiment import load_experiment
 from autocompress.folder import RunFolder
 from autocompress.front import ParetoFront
+from autocompress.listeners import Silent
+from autocompress.opened import Options, open_run, read_front
 from autocompress.result import Status, TrialResult
-from autocompress.run import Options, Silent, open_run, read_front, resume, run_search
+from autocompress.run import resume, run_search
 from autocompress.trackers.mlflow_run import MlflowRun
 from tests.toy import write_experiment
 

@@ -15,14 +15,8 @@ from torch.fx import GraphModule, Node
 
 from autocompress.errors import ExportError
 from autocompress.graph import module_of, norm_after, origin, tail, trace
+from autocompress.runtimes.onnx_slim import LOADED_CODES, floats_at_load, slim
 from autocompress.student import SMALLEST_SCALE, ActivationQuantizer, StudentLayer, per_channel
-
-# The first opset with 2-bit tensors.
-OPSET = 25
-IR_VERSION = 13
-
-# The name of codes that are wanted as floats: a DequantizeLinear of them would be executed at every run.
-LOADED_CODES = "loaded_codes"
 
 
 def to_onnx(student: nn.Module, example: Tensor) -> onnx.ModelProto:
@@ -55,7 +49,7 @@ def to_onnx(student: nn.Module, example: Tensor) -> onnx.ModelProto:
             "the exported graph takes batches of one size only: forward() turns the batch size into a number, "
             "as len(x) does; write x.shape[0]"
         )
-    return _small(_floats_at_load(program.model_proto))
+    return slim(floats_at_load(program.model_proto))
 
 
 class _DeployedQuantizer(nn.Module):
@@ -79,7 +73,7 @@ class _DeployedLayer(nn.Module):
     """A layer whose weight is stored as codes and scales, batch norm folded in.
 
     With `input_scale` (a scalar) the codes stay integers until the runtime fuses them with the layer. Without it they
-    become floats once, when the file is loaded (`_floats_at_load`).
+    become floats once, when the file is loaded (`floats_at_load`).
     """
 
     scale: Tensor
@@ -224,84 +218,6 @@ def _norm_folded(layer: nn.Conv2d | nn.Linear | StudentLayer, norm: nn.Module | 
     shift = norm.bias.detach() if norm.affine else torch.zeros_like(norm.running_mean)
     start = torch.zeros_like(norm.running_mean) if bias is None else bias
     return weight * per_channel(gain, weight), shift + gain * (start - norm.running_mean)
-
-
-def _floats_at_load(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Replaces the DequantizeLinear of `LOADED_CODES` by a Cast and a Mul, which ONNX Runtime folds into a constant."""
-    shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
-    scales = {tensor.name: tensor for tensor in model.graph.initializer}
-    nodes = list(model.graph.node)
-    del model.graph.node[:]
-    for node in nodes:
-        if node.op_type == "DequantizeLinear" and node.input[0].endswith(LOADED_CODES):
-            codes, scale = node.input[0], node.input[1]
-            column = onnx.numpy_helper.to_array(scales[scale]).reshape(-1, *[1] * (len(shapes[codes]) - 1))
-            model.graph.initializer.append(onnx.numpy_helper.from_array(column, f"{codes}_scale"))
-            floats = f"{codes}_floats"
-            model.graph.node.append(onnx.helper.make_node("Cast", [codes], [floats], to=onnx.TensorProto.FLOAT))
-            node = onnx.helper.make_node("Mul", [floats, f"{codes}_scale"], [node.output[0]])
-        model.graph.node.append(node)
-    return model
-
-
-def _small(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph without what only a debugger reads: in a small network names and traces outweigh the weights."""
-    graph = model.graph
-    short = {"": ""} | {value.name: value.name for value in (*graph.input, *graph.output)}
-    kept: dict[tuple[int, tuple[int, ...], bytes], str] = {}
-    initializers = list(graph.initializer)
-    del graph.initializer[:]
-    for tensor in initializers:
-        content = onnx.numpy_helper.to_array(tensor)
-        key = (tensor.data_type, tuple(tensor.dims), content.tobytes())
-        if key not in kept:
-            kept[key] = f"w{len(kept):x}"
-            graph.initializer.append(onnx.numpy_helper.from_array(content, kept[key]))
-        short[tensor.name] = kept[key]
-    for place, node in enumerate(graph.node):
-        for index, name in enumerate(node.output):
-            short.setdefault(name, f"t{place:x}" if index == 0 else f"t{place:x}_{index}" if name else "")
-    for node in graph.node:
-        node.name = node.doc_string = ""
-        del node.metadata_props[:]
-        _drop_defaults(node)
-        node.input[:] = [short[name] for name in node.input]
-        node.output[:] = [short[name] for name in node.output]
-    used = {name for node in graph.node for name in node.input}
-    weights = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(weights)
-    del graph.value_info[:], graph.metadata_props[:], model.metadata_props[:], model.functions[:]
-    for value in (*graph.input, *graph.output):
-        value.doc_string = ""
-        del value.metadata_props[:]
-    graph.name, graph.doc_string, model.doc_string, model.producer_name, model.producer_version = (
-        "g",
-        "",
-        "",
-        "autocompress",
-        "",
-    )
-    model.ir_version = IR_VERSION
-    del model.opset_import[:]
-    model.opset_import.append(onnx.helper.make_opsetid("", OPSET))
-    return model
-
-
-def _drop_defaults(node: onnx.NodeProto) -> None:
-    schema = onnx.defs.get_schema(node.op_type, OPSET, "").attributes
-    needed = []
-    for attribute in node.attribute:
-        value = onnx.helper.get_attribute_value(attribute)
-        default = schema[attribute.name].default_value
-        usual = onnx.helper.get_attribute_value(default) if default.type else None
-        ones = attribute.name in ("strides", "dilations") and set(value) == {1}
-        zeros = attribute.name == "pads" and not any(value)
-        inferred = attribute.name == "kernel_shape" and node.op_type == "Conv"
-        if not (value == usual or ones or zeros or inferred):
-            needed.append(attribute)
-    del node.attribute[:]
-    node.attribute.extend(needed)
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from autocompress.runtimes.onnx_graph import IR_VERSION, OPSET
 from autocompress.runtimes.onnx_pack import bits_needed, pack
+from autocompress.runtimes.onnx_slim import IR_VERSION, OPSET
 from autocompress.student import largest_code
 
 

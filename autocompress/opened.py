@@ -1,0 +1,124 @@
+"""A run: what it was asked for, and its folder opened again."""
+
+import fcntl
+import os
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from autocompress.baseline import Baseline, load_baseline
+from autocompress.errors import InputError, RunFolderError, unknown_name
+from autocompress.experiment import Budget, Experiment, load_experiment
+from autocompress.folder import RunFolder
+from autocompress.front import ParetoFront
+from autocompress.noun import Noun
+from autocompress.search import SAMPLERS
+from autocompress.space import load_space
+
+
+class Options(Noun):
+    """What was asked for beside the experiment file; what is None or empty is as the experiment says.
+
+    `trials` and `minutes` replace the whole budget: with `minutes` alone the number of trials is not bounded.
+    """
+
+    space: str | None = None
+    trials: int | None = None
+    minutes: float | None = None
+    sampler: str | None = None
+    seed: int | None = None
+    limits: tuple[str, ...] = ()
+
+    def apply(self, experiment: Experiment) -> Experiment:
+        """The experiment with these options. Raises `InputError` for what cannot be used."""
+        if self.space is not None:
+            experiment = replace(experiment, space=load_space(self.space))
+        if self.trials is not None or self.minutes is not None:
+            experiment = replace(experiment, budget=Budget(trials=self.trials, minutes=self.minutes))
+        if self.sampler is not None:
+            if self.sampler not in SAMPLERS:
+                raise unknown_name("sampler", self.sampler, SAMPLERS)
+            experiment = replace(experiment, sampler=self.sampler)
+        if self.seed is not None:
+            experiment = replace(experiment, seed=self.seed)
+        if self.limits:
+            experiment = replace(experiment, limits=self.limits)
+        _ = experiment.parsed_limits
+        return experiment
+
+
+class RunNote(Noun):
+    """`run.json`: where a run came from. `experiment` is the path of its file, `started` seconds since the epoch."""
+
+    version: Literal[1] = 1
+    experiment: str
+    options: Options
+    tracking_uri: str
+    started: float
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder opened again: what it was asked for, and the experiment file to load (the original, or the copy)."""
+
+    folder: RunFolder
+    note: RunNote
+    experiment_file: Path
+
+    def experiment(self) -> Experiment:
+        """The experiment with the options of the run. Raises `ExperimentError`."""
+        original = Path(self.note.experiment).parent
+        if self.experiment_file == self.folder.experiment and str(original) not in sys.path:
+            # The copy still finds the neighbours of the original; so it does in the processes that Ray starts.
+            sys.path.append(str(original))
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(original))))
+        return self.note.options.apply(load_experiment(self.experiment_file))
+
+    def baseline(self) -> Baseline:
+        """Raises `RunFolderError`."""
+        return load_baseline(self.folder.baseline)
+
+    def front(self) -> ParetoFront:
+        """Raises `RunFolderError` when no trial has finished yet."""
+        if not self.folder.front_json.exists():
+            raise RunFolderError(f"{self.folder.path} has no front yet: no trial has finished")
+        return read_front(self.folder)
+
+    def is_under_way(self) -> bool:
+        """True while a process searches in this folder."""
+        if not self.folder.log.exists():
+            return False
+        with self.folder.log.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+
+def open_run(folder: str | Path) -> Run:
+    """Raises `RunFolderError` when the folder holds no run, or when it is damaged."""
+    where = RunFolder(folder)
+    where.check()
+    try:
+        note = RunNote.from_json(where.run_json.read_bytes(), source=where.run_json.name)
+    except (OSError, InputError) as error:
+        raise RunFolderError(f"{where.path} is damaged: {error}") from error
+    original = Path(note.experiment)
+    if not original.is_file() and not where.experiment.is_file():
+        raise RunFolderError(
+            f"the experiment of this run is gone: neither {original} nor {where.experiment} exists; put one back"
+        )
+    return Run(where, note, original if original.is_file() else where.experiment)
+
+
+def read_front(folder: RunFolder) -> ParetoFront:
+    """`front.json`. Raises `RunFolderError` when it is damaged."""
+    try:
+        return ParetoFront.from_json(folder.front_json.read_bytes(), source=folder.front_json.name)
+    except (OSError, InputError) as error:
+        raise RunFolderError(
+            f"{folder.path} is damaged: {error}; remove {folder.front_json.name}, then `autocompress resume {folder.path}`"
+        ) from error

@@ -1,0 +1,108 @@
+"""An exported graph made as small as it can be without touching a weight."""
+
+import onnx
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from autocompress.errors import ExportError
+
+# The first opset with 2-bit tensors. The operators of a network mean the same as in 23, which torch exports.
+OPSET = 25
+IR_VERSION = 13
+
+# The name of codes that are wanted as floats: a DequantizeLinear of them would be executed at every run.
+LOADED_CODES = "loaded_codes"
+
+
+def floats_at_load(model: ModelProto) -> ModelProto:
+    """Replaces the DequantizeLinear of `LOADED_CODES` by a Cast and a Mul, which ONNX Runtime folds into a constant."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    for node in nodes:
+        if node.op_type == "DequantizeLinear" and node.input[0].endswith(LOADED_CODES):
+            codes, scale = node.input[0], node.input[1]
+            column = numpy_helper.to_array(tensors[scale]).reshape(-1, *[1] * (len(tensors[codes].dims) - 1))
+            model.graph.initializer.append(numpy_helper.from_array(column, f"{codes}_scale"))
+            model.graph.node.append(helper.make_node("Cast", [codes], [f"{codes}_floats"], to=TensorProto.FLOAT))
+            model.graph.node.append(helper.make_node("Mul", [f"{codes}_floats", f"{codes}_scale"], [node.output[0]]))
+        else:
+            model.graph.node.append(node)
+    return model
+
+
+def slim(model: ModelProto) -> ModelProto:
+    """The same graph without what only a debugger reads: in a small network names and traces outweigh the weights.
+
+    Raises `ExportError` for a graph with branches or loops, and for one that is not valid ONNX.
+    """
+    graph = model.graph
+    for node in graph.node:
+        if any(attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for attribute in node.attribute):
+            raise ExportError(
+                f"the exported graph has a branch or a loop ({node.op_type}); forward() must do the same every time"
+            )
+    names = {"": ""} | {value.name: value.name for value in (*graph.input, *graph.output)}
+    names |= _share_equal_tensors(model)
+    for place, node in enumerate(graph.node):
+        for index, output in enumerate(node.output):
+            names.setdefault(output, f"t{place:x}_{index}" if index else f"t{place:x}")
+    for node in graph.node:
+        node.name = node.doc_string = ""
+        del node.metadata_props[:]
+        _drop_defaults(node)
+        node.input[:] = [names[name] for name in node.input]
+        node.output[:] = [names[name] for name in node.output]
+    _drop_unused_tensors(model)
+    for value in (*graph.input, *graph.output):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    del graph.value_info[:], graph.metadata_props[:], model.metadata_props[:], model.functions[:]
+    graph.name, graph.doc_string = "g", ""
+    model.producer_name, model.producer_version, model.doc_string = "autocompress", "", ""
+    model.ir_version = IR_VERSION
+    del model.opset_import[:]
+    model.opset_import.append(helper.make_opsetid("", OPSET))
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"the exported graph is not valid ONNX: {str(error).splitlines()[0]}") from error
+    return model
+
+
+def _share_equal_tensors(model: ModelProto) -> dict[str, str]:
+    """Keeps one of each constant, under a short name. Gives the new name of every old one."""
+    tensors = list(model.graph.initializer)
+    del model.graph.initializer[:]
+    kept: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    names = {}
+    for tensor in tensors:
+        content = numpy_helper.to_array(tensor)
+        key = (tensor.data_type, tuple(tensor.dims), content.tobytes())
+        if key not in kept:
+            kept[key] = f"w{len(kept):x}"
+            model.graph.initializer.append(numpy_helper.from_array(content, kept[key]))
+        names[tensor.name] = kept[key]
+    return names
+
+
+def _drop_unused_tensors(model: ModelProto) -> None:
+    used = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
+    needed = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(needed)
+
+
+def _drop_defaults(node: NodeProto) -> None:
+    schema = onnx.defs.get_schema(node.op_type, OPSET, node.domain).attributes
+    needed = []
+    for attribute in node.attribute:
+        value = helper.get_attribute_value(attribute)
+        default = schema[attribute.name].default_value
+        usual = helper.get_attribute_value(default) if default.type else None
+        ones = attribute.name in ("strides", "dilations") and set(value) == {1}
+        zeros = attribute.name == "pads" and not any(value)
+        inferred = attribute.name == "kernel_shape" and node.op_type == "Conv"
+        if not (value == usual or ones or zeros or inferred):
+            needed.append(attribute)
+    del node.attribute[:]
+    node.attribute.extend(needed)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from autocompress.drivers import Job, Listener
+from autocompress.drivers.interrupt import on_interrupt
 from autocompress.result import Rung
 from autocompress.search import Asked, Search
 from autocompress.trial import Progress, run_trial
@@ -18,8 +19,13 @@ class LocalDriver:
         """Nothing is needed beyond this process."""
 
     def run(self, search: Search, job: Job, listener: Listener) -> None:
+        def interrupted() -> None:
+            # Python drops an interrupt that falls into a callback of the garbage collector; the search ends all the same.
+            search.stop("interrupted")
+            raise KeyboardInterrupt
+
         try:
-            with _torch_threads(job.threads):
+            with _torch_threads(job.threads), on_interrupt(interrupted):
                 while (asked := search.ask()) is not None:
                     _run(asked, search, job, listener)
         except KeyboardInterrupt:

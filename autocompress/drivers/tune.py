@@ -1,10 +1,8 @@
 """Runs trials on Ray Tune, on this machine or on a cluster. Tune only executes: the study and the record are ours."""
 
-import signal
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autocompress.drivers import Job, Listener
 from autocompress.drivers.cluster import check_answers, lane_resources, ray_cluster, room
+from autocompress.drivers.interrupt import on_interrupt
 from autocompress.drivers.shelf import Shelf
 from autocompress.drivers.timing import LatencyLane, reason
 from autocompress.drivers.trainer import Supplies, Trainer
@@ -71,7 +70,7 @@ class TuneDriver:
         lane, shelf = _lane(job, joined=self.address is not None), _shelf(job)
         trainer = tune.with_parameters(Trainer, supplies=_supplies(job, experiment_file), lane=lane, shelf=shelf)
         resources = {"cpu": experiment.cpus_per_trial, "gpu": experiment.gpus_per_trial}
-        with tempfile.TemporaryDirectory(prefix="autocompress-tune-") as storage, _on_interrupt(desk.interrupt):
+        with tempfile.TemporaryDirectory(prefix="autocompress-tune-") as storage, on_interrupt(desk.interrupt):
             tune.Tuner(
                 tune.with_resources(trainer, resources),
                 tune_config=tune.TuneConfig(
@@ -282,22 +281,3 @@ def _error(trial: Trial) -> str:
 
 def _folder_name(trial: Trial) -> str:
     return f"{trial.config['number']:04d}"
-
-
-@contextmanager
-def _on_interrupt(call: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C makes the call, so that Tune can end its trials; the next is a `KeyboardInterrupt` as ever."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def interrupted(*_: object) -> None:
-        signal.signal(signal.SIGINT, before)
-        call()
-
-    signal.signal(signal.SIGINT, interrupted)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -111,6 +111,27 @@ def test_ctrl_c_keeps_what_is_finished_and_drops_the_rest(
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+class _Swallowing(_Interrupting):
+    """Loses the Ctrl-C, as Python itself does when it falls into a callback of the garbage collector."""
+
+    def rung(self, number: int, rung: Rung) -> None:
+        try:
+            super().rung(number, rung)
+            time.sleep(0.01)
+        except KeyboardInterrupt:
+            pass
+
+
+def test_a_ctrl_c_that_python_lost_ends_the_search(
+    driver: Driver, toy_baseline: Baseline, toy_data: Data, tmp_path: Path
+) -> None:
+    search, job = search_of(experiment_file(tmp_path, "budget=Budget(trials=50)"), toy_baseline, toy_data)
+    ear = _Swallowing(search)
+    driver.run(search, job, ear)
+    assert search.reason == "interrupted"
+    assert len(search.results) <= 4
+
+
 class _FullDisk(Ear):
     def finished(self, result: TrialResult) -> None:
         raise RunFolderError("the disk is full")

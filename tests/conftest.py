@@ -1,5 +1,6 @@
 """What many tests share: the toy task, trained once."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,11 @@ from autocompress.run import run_search
 from autocompress.target import Target
 from autocompress.testing import ToyTask
 from tests.toy import write_experiment
+
+
+def pytest_configure() -> None:
+    # Who starts the tests in the background leaves Ctrl-C ignored, in them and in all that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

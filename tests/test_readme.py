@@ -31,7 +31,9 @@ def run(command: str, folder: Path) -> str:
 
 def test_the_two_commands_are_targets_of_the_makefile() -> None:
     assert [command for command in commands() if command.startswith("make ")] == ["make demo", "make test"]
-    printed = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        ["make", "--no-print-directory", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert printed.splitlines()[-1] == ".venv/bin/autocompress search experiments/mnist_vgg.py"
 
 

@@ -13,6 +13,9 @@ def on_interrupt(call: Callable[[], None]) -> Iterator[None]:
         yield
         return
     before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:  # started in the background, by nohup say: Ctrl-C is meant for somebody else
+        yield
+        return
 
     def interrupted(*_: object) -> None:
         signal.signal(signal.SIGINT, before)

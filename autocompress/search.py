@@ -60,8 +60,8 @@ class Search:
     """Asks a stored Optuna study for policies and tells it results; both may interleave in any order.
 
     **Numbers** are Optuna's. They have gaps: a policy that amounts to one that was run before is a trial in the study,
-    but is not run. It gets the result of the earlier one, whatever it was, as soon as that is there (a failure repeats
-    itself: transient ones have been retried by the driver), and costs no budget.
+    but is not run. It gets the result of the earlier one, whatever it was, as soon as that is there (also a failure:
+    only a trial whose worker died has been tried twice), and costs no budget.
 
     **Resume.** The record is the truth: constructed over an existing study with the `recorded` results, the search
     goes on where it stopped. Trials that were under way are asked for again first, under the same number, with the same

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 import torch
 
-from autocompress.baseline import Baseline, Data, load_baseline, load_data, make_baseline
+from autocompress.baseline import Baseline, Data, check_parity, load_baseline, load_data, make_baseline
 from autocompress.distill import hint_loss, logit_loss
 from autocompress.errors import PolicyError, RunFolderError, TaskError, UnknownNameError
 from autocompress.measure import Latency
@@ -241,3 +241,12 @@ def test_a_model_with_two_outputs_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(TaskError, match="must give one tensor"):
         make_baseline(TwoOutputs(), Target(), tmp_path, seed=0)
+
+
+def test_a_file_that_is_not_the_model_is_no_baseline(toy_task: ToyTask, toy_baseline: Baseline, toy_data: Data) -> None:
+    model, example = toy_baseline.model(toy_task), torch.tensor(toy_data["train"][0][:8])
+    assert check_parity(model, toy_baseline.onnx, example, Target()) < 1e-4
+    with torch.no_grad():
+        model.get_parameter("head.bias").add_(1.0)
+    with pytest.raises(TaskError, match="the exported file differs from the model"):
+        check_parity(model, toy_baseline.onnx, example, Target())

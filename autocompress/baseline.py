@@ -122,8 +122,21 @@ def load_baseline(folder: Path) -> Baseline:
 
 
 def load_data(task: Task) -> Data:
-    """The task's train and validation splits, checked: as many inputs as targets, no NaN. Raises `TaskError`."""
-    return {"train": _split(task, "train"), "validation": _split(task, "validation")}
+    """The task's train and validation splits, each as `load_split` gives it. Raises `TaskError`."""
+    return {"train": load_split(task, "train"), "validation": load_split(task, "validation")}
+
+
+def load_split(task: Task, split: Split) -> tuple[Array, Array]:
+    """One split of the task, checked: as many inputs as targets, no NaN. Raises `TaskError`."""
+    inputs, targets = _checked(lambda: task.data(split), f"data({split!r})")
+    inputs, targets = np.asarray(inputs), np.asarray(targets)
+    if len(inputs) != len(targets) or len(inputs) < 2:
+        raise TaskError(
+            f"data({split!r}) must give as many inputs as targets, at least 2; given {len(inputs)} and {len(targets)}"
+        )
+    if inputs.dtype.kind == "f" and not np.isfinite(inputs).all():
+        raise TaskError(f"data({split!r}) has inputs that are not finite numbers")
+    return inputs, targets
 
 
 def check_parity(model: nn.Module, file: bytes, example: Tensor, target: Target) -> float:
@@ -145,18 +158,6 @@ def as_tensors(split: tuple[Array, Array]) -> tuple[Tensor, Tensor]:
     """Inputs and targets as tensors that may be written to without changing the arrays."""
     inputs, targets = split
     return torch.tensor(inputs), torch.tensor(targets)
-
-
-def _split(task: Task, split: Split) -> tuple[Array, Array]:
-    inputs, targets = _checked(lambda: task.data(split), f"data({split!r})")
-    inputs, targets = np.asarray(inputs), np.asarray(targets)
-    if len(inputs) != len(targets) or len(inputs) < 2:
-        raise TaskError(
-            f"data({split!r}) must give as many inputs as targets, at least 2; given {len(inputs)} and {len(targets)}"
-        )
-    if inputs.dtype.kind == "f" and not np.isfinite(inputs).all():
-        raise TaskError(f"data({split!r}) has inputs that are not finite numbers")
-    return inputs, targets
 
 
 def _check_outputs(model: nn.Module, example: Tensor) -> None:

@@ -12,7 +12,7 @@ import optuna
 import torch
 from torch import Tensor, nn
 
-from autocompress.baseline import Data, as_tensors, check_parity, load_data
+from autocompress.baseline import Data, as_tensors, check_parity, load_data, load_split
 from autocompress.errors import ExportError, InputError, PolicyError, TaskError
 from autocompress.experiment import Experiment, load_experiment
 from autocompress.layer import Layers
@@ -43,7 +43,7 @@ def check(file: Path) -> Iterator[Finding]:
     experiment = load_experiment(file)
     yield Finding("experiment", _in_words(experiment))
     task = experiment.task
-    data = {**load_data(task), "test": _test_split(task)}
+    data = {**load_data(task), "test": load_split(task, "test")}
     for split, (inputs, targets) in data.items():
         yield Finding(f"data, {split}", f"inputs {_array(inputs)}, targets {_array(targets)}")
     yield from _same_again(task, data)
@@ -69,15 +69,6 @@ def _in_words(experiment: Experiment) -> str:
 def _array(array: Array) -> str:
     values = f", {array.min():.3g} to {array.max():.3g}" if array.size and array.dtype.kind in "fiu" else ""
     return f"{'x'.join(str(size) for size in array.shape)} {array.dtype}{values}"
-
-
-def _test_split(task: Task) -> tuple[Array, Array]:
-    inputs, targets = (np.asarray(array) for array in _called("data('test')", lambda: task.data("test")))
-    if len(inputs) != len(targets) or len(inputs) < 2:
-        raise TaskError(f"data('test') must give as many inputs as targets, at least 2; given {len(inputs)} and {len(targets)}")
-    if inputs.dtype.kind == "f" and not np.isfinite(inputs).all():
-        raise TaskError("data('test') has inputs that are not finite numbers")
-    return inputs, targets
 
 
 def _same_again(task: Task, data: Data) -> Iterator[Finding]:

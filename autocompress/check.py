@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autocompress.baseline import Data, as_tensors, check_parity, load_data, load_split
 from autocompress.errors import ExportError, InputError, PolicyError, TaskError
-from autocompress.experiment import Experiment, load_experiment
+from autocompress.experiment import Experiment, is_guided, load_experiment
 from autocompress.layer import Layers
 from autocompress.policy import Policy
 from autocompress.probe import probe
@@ -137,6 +137,8 @@ def _score(task: Task, model: nn.Module, split: tuple[Array, Array]) -> Finding:
 
 
 def _space(experiment: Experiment, layers: Layers) -> Finding:
+    if is_guided(experiment.space):
+        return Finding("space", "is guided by sensitivities and costs, which are measured when the search starts")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     menu = experiment.target.menu

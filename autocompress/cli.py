@@ -3,28 +3,32 @@
 import _thread
 import shlex
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 from rich.console import Console
 from rich.padding import Padding
+from rich.progress import Progress
 from rich.table import Table
 
 from autocompress import __version__
 from autocompress.errors import AutocompressError, InputError, unknown_name
 
 if TYPE_CHECKING:
-    from autocompress.drivers import Driver
+    from autocompress.drivers import Driver, Job
     from autocompress.front import ParetoFront
     from autocompress.layer import Layers
     from autocompress.opened import Run
+    from autocompress.sensitivity import Heard
     from autocompress.verify import Checked
 
 _DRIVERS = ("tune", "local")
@@ -126,6 +130,7 @@ def cli(state: State, *, debug: bool) -> None:
 @click.option("--tracking-uri", help="Where MLflow keeps its runs. [default: sqlite:///<this folder>/mlflow.db]")
 @click.option("--seed", type=int, help="A seed instead of the experiment's.")
 @click.option("--limit", "limits", multiple=True, help="Instead of the experiment's, e.g. 'size <= 100 kB'. May be repeated.")
+@click.option("--costs", type=click.Path(path_type=Path), help="A cost table from `autocompress profile`, perhaps elsewhere.")
 @click.option("--quiet", is_flag=True, help="No progress, only the front.")
 @click.pass_obj
 def search(
@@ -143,6 +148,7 @@ def search(
     tracking_uri: str | None,
     seed: int | None,
     limits: tuple[str, ...],
+    costs: Path | None,
     quiet: bool,
 ) -> None:
     """Search for compressed models of the experiment in FILE."""
@@ -154,7 +160,15 @@ def search(
     folder = run or Path("runs") / f"{file.stem}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     state.log = folder / "autocompress.log"
     chosen = _driver(driver, address, concurrency)
-    options = Options(space=space, trials=trials, minutes=minutes, sampler=sampler, seed=seed, limits=limits)
+    options = Options(
+        space=space,
+        trials=trials,
+        minutes=minutes,
+        sampler=sampler,
+        seed=seed,
+        limits=limits,
+        costs=None if costs is None else str(costs),
+    )
     console = _console()
     with open_view(console, quiet=quiet) as view:
         run_search(
@@ -200,6 +214,50 @@ def resume(
     with open_view(console, quiet=quiet) as view:
         go_on(run, driver=chosen, trials=trials, minutes=minutes, tracking_uri=tracking_uri, view=view)
     _show(console, run)
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--rivals", help="Some of uniform,random,nsga2,tpe,nsga2-warm,tpe-warm,uncompressed. [default: all]")
+@click.option("--worker-seconds", type=float, help="What each may spend. [default: as much as the run has spent]")
+@click.option("--driver", default="tune", show_default=True, help="tune: many trials at once, on Ray. local: one by one.")
+@click.option("--address", help="Join the Ray cluster at this address (`auto` on one of its nodes).")
+@click.option("--concurrency", type=int, help="At most so many trials at once.")
+@click.option("--tracking-uri", help="Log to another MLflow than the run.")
+@click.option("--quiet", is_flag=True, help="No progress, only how they compare.")
+@click.pass_obj
+def baseline(
+    state: State,
+    *,
+    run: Path,
+    rivals: str | None,
+    worker_seconds: float | None,
+    driver: str,
+    address: str | None,
+    concurrency: int | None,
+    tracking_uri: str | None,
+    quiet: bool,
+) -> None:
+    """Give plain searchers the compute that a run had, and compare.
+
+    Each is a run of its own in RUN/baselines; the report of RUN shows them all. Called again it goes on.
+    """
+    from autocompress.baselines import run_baselines
+    from autocompress.progress import open_view
+
+    state.log = run / "autocompress.log"
+    chosen = _driver(driver, address, concurrency)
+    console = _console()
+    with open_view(console, quiet=quiet) as view:
+        run_baselines(
+            run,
+            driver=chosen,
+            rivals=None if rivals is None else rivals.split(","),
+            worker_seconds=worker_seconds,
+            tracking_uri=tracking_uri,
+            view=view,
+        )
+    _show_standings(console, run)
 
 
 @cli.command()
@@ -277,6 +335,52 @@ def check(*, file: Path) -> None:
 
 
 @cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--run", type=click.Path(path_type=Path), help="Take the uncompressed model of this run, not a new one.")
+@click.option("--driver", default="tune", show_default=True, help="tune: many options at once, on Ray. local: one by one.")
+@click.option("--address", help="Join the Ray cluster at this address (`auto` on one of its nodes).")
+@click.option("--concurrency", type=int, help="At most so many options at once.")
+@click.option("--fresh", is_flag=True, help="Measure again what was measured before.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="A file to write the figures to, as JSON.")
+def sense(
+    *,
+    file: Path,
+    run: Path | None,
+    driver: str,
+    address: str | None,
+    concurrency: int | None,
+    fresh: bool,
+    output: Path | None,
+) -> None:
+    """Show how sensitive each layer is to each way to compress it."""
+    from autocompress.report.sensitivities import LEGEND, sensitivity_tables
+    from autocompress.sensitivity import cache_file, cache_folder, stored
+    from autocompress.sensitivity import sense as measure
+
+    chosen, cache, console = _driver(driver, address, concurrency), cache_folder(), _console()
+    with _job(file, run) as job:
+        what = job.experiment.task, job.baseline, job.data
+        known = None if fresh else stored(*what, cache)
+        if known is None:
+            chosen.check()
+            with _counting(console, "options measured") as heard:
+                spread = partial(chosen.divergences, job=job)
+                known = measure(*what, spread=spread, cache=cache, heard=heard, fresh=True)
+            came = f"measured in {known.seconds:.0f} worker-seconds, kept in"
+        else:
+            came = "measured before (`--fresh` does it again), read from"
+        tables = sensitivity_tables(known, job.baseline.layers)
+    for table in tables:
+        console.print(table, end="\n\n")
+    _print(console, f"thousandths of: {known.divergence}, on {known.examples} training inputs; x where it was not finite")
+    _print(console, LEGEND)
+    _print(console, f"{came} {cache_file(cache, known.key)}")
+    if output is not None:
+        _write(output, known.to_json(indent=1))
+        _print(console, f"written to {output}")
+
+
+@cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def init(*, folder: Path) -> None:
     """Write a first experiment that runs as it is into FOLDER."""
@@ -285,6 +389,43 @@ def init(*, folder: Path) -> None:
     for file in write_starter(folder):
         click.echo(f"wrote {file}")
     click.echo(f"try it: autocompress search {shlex.quote(str(folder / 'experiment.py'))}")
+
+
+@contextmanager
+def _job(file: Path, run: Path | None) -> "Iterator[Job]":
+    """The experiment in `file` with the uncompressed model of `run`, or with one that is made for this and not kept."""
+    from autocompress.baseline import load_data, make_baseline
+    from autocompress.drivers import Job
+    from autocompress.experiment import load_experiment
+    from autocompress.folder import RunFolder
+    from autocompress.opened import open_run
+
+    experiment = load_experiment(file)
+    with tempfile.TemporaryDirectory(prefix="autocompress-") as passing:
+        folder = RunFolder(run or passing)
+        if run is None:
+            baseline = make_baseline(experiment.task, experiment.target, folder.baseline, seed=experiment.seed)
+        else:
+            baseline = open_run(run).baseline()
+            baseline.model(experiment.task)  # of another task it would fail in every worker
+        yield Job(experiment, file.resolve(), folder, baseline, load_data(experiment.task))
+
+
+@contextmanager
+def _counting(console: Console, what: str) -> "Iterator[Heard]":
+    """Shows how many of how many are done, on a terminal, until all are."""
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _write(file: Path, text: str) -> None:
+    from autocompress.folder import write_whole
+
+    try:
+        write_whole(file, text)
+    except OSError as error:
+        raise InputError(f"cannot write {file}: {error.strerror}") from error
 
 
 def _print(console: Console, text: str) -> None:
@@ -340,6 +481,22 @@ def _show(console: Console, folder: Path) -> None:
         _print(console, f"{what:<18} {command}")
     if not front.members and not front.nearest:
         raise NothingHoldsError
+
+
+def _show_standings(console: Console, folder: Path) -> None:
+    from autocompress.compute import curves, standings
+    from autocompress.opened import open_run
+    from autocompress.report.standings import standings_table
+    from autocompress.report.worth import control, verdict, worth_of
+
+    run = open_run(folder)
+    found = standings(run.folder)
+    worth = worth_of(curves(run.folder), found)
+    assert worth is not None
+    console.print(standings_table(found))
+    for line in filter(None, (verdict(worth), control(worth, run.front().baseline))):
+        _print(console, line)
+    _print(console, f"look at the curves {folder / 'front.html'}")
 
 
 def _next_steps(run: "Run", front: "ParetoFront", folder: Path) -> Iterator[tuple[str, str]]:

@@ -2,17 +2,25 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
+from autocompress.fast import Precision, fast_precision, in_fast_layout
+from autocompress.lane import Lane
 from autocompress.policy import Distill
 
+# The outputs for a batch, and the features that hints are about.
+Answer = tuple[Tensor, Tensor | None]
+
 _BATCH = 256
+# What the answers to a whole split may take of the memory, outputs and features each.
+_MOST_BYTES = 2**28
 
 
 class Teacher:
-    """The uncompressed model in evaluation mode, and its outputs for the training split, computed once when first asked.
+    """The uncompressed model in evaluation mode: what it says of a batch, and what it has said of the training split.
 
     `last` names the layer whose inputs are the features that hints are about.
     """
@@ -20,20 +28,48 @@ class Teacher:
     def __init__(self, model: nn.Module, last: str) -> None:
         self.model = model.eval()
         self.last = last
-        self._outputs: Tensor | None = None
+        self._quick: tuple[nn.Module, Precision] | None = None
+        self._known: tuple[Tensor | None, Tensor | None] | None = None
 
-    def outputs_of_all(self, inputs: Tensor) -> Tensor:
-        """The outputs for the whole, unaugmented training split."""
-        if self._outputs is None:
-            with torch.no_grad():
-                self._outputs = torch.cat([self.model(batch) for batch in inputs.split(_BATCH)])
-        return self._outputs
+    def answer(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs and features for a batch (n, ...), computed now, in half precision where that is faster."""
+        if self._quick is None:
+            model = in_fast_layout(deepcopy(self.model), batch[:2])
+            self._quick = model, fast_precision(model, batch[:_BATCH])
+        model, precision = self._quick
+        with torch.no_grad(), features_of(model, self.last) as features, precision():
+            outputs = model(batch)
+        return outputs.float(), features[-1].float()
 
-    @torch.no_grad()
-    def outputs_and_features(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        with features_of(self.model, self.last) as features:
-            outputs = self.model(batch)
-        return outputs, features[-1]
+    def remember(self, inputs: Tensor, *, hints: bool, lane: Lane) -> bool:
+        """Answers the whole, unaugmented training split, once. False when it could not keep the answers in memory.
+
+        Features are asked for with `hints`.
+        """
+        if self._known is None:
+            self._known = self._answers(inputs, lane)
+        outputs, features = self._known
+        return outputs is not None and (features is not None or not hints)
+
+    def recall(self, picked: Tensor) -> Answer:
+        """What it has said of the `picked` (indices, shape (n,)) of the split that it remembers."""
+        assert self._known is not None
+        outputs, features = self._known
+        assert outputs is not None
+        return outputs[picked], None if features is None else features[picked]
+
+    def _answers(self, inputs: Tensor, lane: Lane) -> tuple[Tensor | None, Tensor | None]:
+        kept: tuple[list[Tensor], list[Tensor]] = [], []
+        for batch in inputs.split(_BATCH):
+            with lane.shared():
+                answer = self.answer(batch)
+            for parts, part in zip(kept, answer, strict=True):
+                if part[0].nbytes * len(inputs) <= _MOST_BYTES:
+                    parts.append(part)
+            if not kept[0]:
+                break
+        outputs, features = (torch.cat(parts) if parts else None for parts in kept)
+        return outputs, features
 
 
 @contextmanager
@@ -63,14 +99,12 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (_likeness(student) - _likeness(teacher)).square().mean() * len(student)
 
 
-def distilled_loss(
-    task_loss: Tensor, outputs: Tensor, features: Tensor | None, teacher: tuple[Tensor, Tensor | None], how: Distill
-) -> Tensor:
+def distilled_loss(task_loss: Tensor, outputs: Tensor, features: Tensor | None, teacher: Answer, how: Distill) -> Tensor:
     """The loss of `Distill`: task, logits and features in their shares."""
     teacher_outputs, teacher_features = teacher
     loss = (1 - how.share - how.hint_share) * task_loss + how.share * logit_loss(outputs, teacher_outputs, how.temperature)
     if features is not None and teacher_features is not None:
-        loss = loss + how.hint_share * hint_loss(features, teacher_features)
+        loss = loss + how.hint_share * hint_loss(features.float(), teacher_features)
     return loss
 
 

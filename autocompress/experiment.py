@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,32 +11,43 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import ExperimentError
-from autocompress.layer import Layers
+from autocompress.halving import Halving
 from autocompress.objective import Limit, Objective
 from autocompress.policy import Policy
+from autocompress.refitting import Refit
 from autocompress.target import Target
 from autocompress.task import Task
 
 if TYPE_CHECKING:
-    import optuna
+    from autocompress.prior import Prior
 
-Space = Callable[["optuna.trial.BaseTrial", Layers, Target], Policy]
+# (trial, layers, target) -> Policy, or (trial, layers, target, prior) -> Policy: one that takes an argument of that name is
+# given the solver over sensitivities and costs.
+Space = Callable[..., Policy]
+Start = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """When a search ends: after `trials` trials, after `minutes` of wall-clock time, or at whichever comes first."""
+    """When a search ends: after `trials` trials, `minutes` of wall-clock time, or `worker_seconds` of compute.
+
+    Whichever comes first. Worker-seconds are what all trials took together, and what was measured before the first one:
+    sensitivities and costs.
+    """
 
     trials: int | None = 40
     minutes: float | None = None
+    worker_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        if self.trials is None and self.minutes is None:
-            raise ExperimentError("a budget needs trials, minutes, or both")
+        if self.trials is None and self.minutes is None and self.worker_seconds is None:
+            raise ExperimentError("a budget needs trials, minutes, worker_seconds, or several of them")
         if self.trials is not None and self.trials < 1:
             raise ExperimentError(f"a budget needs at least 1 trial, given {self.trials}")
         if self.minutes is not None and self.minutes <= 0:
             raise ExperimentError(f"a budget's minutes must be above 0, given {self.minutes}")
+        if self.worker_seconds is not None and self.worker_seconds <= 0:
+            raise ExperimentError(f"a budget's worker_seconds must be above 0, given {self.worker_seconds}")
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,8 @@ class Experiment:
 
     `space` is a function ``(trial, layers, target) -> Policy``. `objectives` are metric names or `Objective`s, `limits`
     are written like ``"accuracy >= baseline - 0.01"``. `sampler` is "tpe", "nsga2", "random", or any Optuna sampler.
-    `start` holds parameter dictionaries (as the space names them) that are tried first. `cpus_per_trial` and
+    `start` holds parameter dictionaries (as the space names them) that are tried first, or is a function that makes them
+    of the prior. `halving` stops bad trials early, `refit` trains the best further; None: neither. `cpus_per_trial` and
     `gpus_per_trial` (fractions share one) are what Ray reserves; `settings` is shown in reports and MLflow.
     """
 
@@ -56,10 +69,23 @@ class Experiment:
     budget: Budget = field(default_factory=Budget)
     seed: int = 0
     sampler: Any = "tpe"
-    start: Sequence[dict[str, Any]] = ()
+    start: "Start | Callable[[Prior], Start]" = ()
+    halving: Halving | None = None
+    refit: Refit | None = None
     cpus_per_trial: float = 1
     gpus_per_trial: float = 0
     settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def needs_prior(self) -> bool:
+        """True when the space, or what is tried first, is made of sensitivities and costs."""
+        return callable(self.start) or is_guided(self.space)
+
+    @property
+    def rungs(self) -> tuple[float, ...]:
+        """The shares of its fine-tuning steps after which a trial is judged; always the first and the last."""
+        between = self.halving.rungs if self.halving is not None else (0.5,)
+        return tuple(sorted({0.0, *between, 1.0}))
 
     @property
     def parsed_objectives(self) -> tuple[Objective, ...]:
@@ -68,6 +94,11 @@ class Experiment:
     @property
     def parsed_limits(self) -> tuple[Limit, ...]:
         return tuple(limit if isinstance(limit, Limit) else Limit.parse(limit) for limit in self.limits)
+
+
+def is_guided(space: Space) -> bool:
+    """True when the space takes the prior: it has a parameter of that name."""
+    return "prior" in inspect.signature(space).parameters
 
 
 def load_experiment(path: str | Path) -> Experiment:

@@ -1,6 +1,7 @@
 """Fine-tuning of a compressed student, quantisation-aware because the student is, with or without a teacher."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from autocompress.distill import Teacher, distilled_loss, features_of
 from autocompress.errors import DivergedError
+from autocompress.fast import fast_precision
 from autocompress.lane import Lane
 from autocompress.measure import checked_score
 from autocompress.policy import Policy
@@ -16,8 +18,6 @@ from autocompress.result import Rung
 from autocompress.student import StudentLayer
 from autocompress.task import Array, Task
 
-# Where a fine-tuning reports, as shares of its steps; the first report is before the first step.
-RUNGS = (1 / 4, 1 / 2, 3 / 4, 1.0)
 _EVALUATION_BATCH = 256
 # Learned scales move by few per cent in all; at the weights' rate they run away.
 _SCALE_RATE = 0.1
@@ -31,26 +31,25 @@ def finetune(
     task: Task,
     teacher: Teacher,
     train: tuple[Tensor, Tensor],
-    validation: tuple[Array, Array],
+    judge: Callable[[nn.Module], float],
     *,
+    rungs: Sequence[float],
     seed: int,
     lane: Lane,
 ) -> Iterator[Rung]:
-    """Trains `student` in place by `policy` and reports its validation score before the first step and at each rung.
+    """Trains `student` in place by `policy` and reports what `judge` says of it before the first step and at each rung.
 
-    When the iterator ends, the student has the weights of its best rung. Raises `DivergedError` at the first loss or
-    score that is not finite.
+    `rungs` are shares of the steps. When the iterator ends, the student has the weights of its best rung. Raises
+    `DivergedError` at the first loss that is not finite.
     """
-    steps = policy.finetune.steps
-    rungs = sorted({round(share * steps) for share in RUNGS} - {0})
-    best = Rung(step=0, accuracy=evaluate(student, task, validation, lane=lane))
+    best = Rung(step=0, accuracy=judge(student))
     best_state = deepcopy(student.state_dict())
     yield best
     training = _train(student, policy, task, teacher, train, seed=seed, lane=lane)
-    for step in rungs:
+    for step in sorted({round(share * policy.finetune.steps) for share in (*rungs, 1.0)} - {0}):
         while next(training) < step:
             pass
-        rung = Rung(step=step, accuracy=evaluate(student, task, validation, lane=lane))
+        rung = Rung(step=step, accuracy=judge(student))
         if rung.accuracy >= best.accuracy:
             best, best_state = rung, deepcopy(student.state_dict())
         yield rung
@@ -79,27 +78,30 @@ def _train(
     settings, how = policy.finetune, policy.distill
     inputs, targets = train
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(_parameters(student, settings.learning_rate, settings.weight_decay))
-    rates = [group["lr"] for group in optimizer.param_groups]
-    total = settings.steps + 1
-    # Where the warm-up would be exactly one step long, the scheduler divides by zero.
-    warmup = _WARMUP if total * _WARMUP != 1 else 1.5 * _WARMUP
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rates, total_steps=total, pct_start=warmup)
+    optimizer = torch.optim.AdamW(_parameters(student, settings.learning_rate, settings.weight_decay), fused=True)
+    schedule = _schedule(optimizer, settings.steps)
     augmented = type(task).augment is not Task.augment
+    hints = how is not None and how.hint_share > 0
+    # What the teacher says of a batch as it is in the split is looked up, of a changed one it has to be computed.
+    known = how is not None and not augmented and teacher.remember(inputs, hints=hints, lane=lane)
+    with lane.shared():
+        precision = fast_precision(student, inputs[:_EVALUATION_BATCH])
     batches = _batches(len(inputs), settings.batch_size, generator)
     for taken in range(1, settings.steps + 1):
         with lane.shared():
             picked = next(batches).to(inputs.device)
             batch, target = inputs[picked], targets[picked]
             batch = task.augment(batch, generator) if augmented else batch
-            student.train()
-            optimizer.zero_grad(set_to_none=True)
-            with features_of(student, teacher.last) as features:
+            if not student.training:  # after every evaluation
+                student.train()
+            optimizer.zero_grad()
+            with features_of(student, teacher.last) if hints else nullcontext([None]) as features, precision():
                 outputs = student(batch)
+            outputs = outputs.float()
             loss = task.loss(outputs, target)
             if how is not None:
-                taught = _taught(teacher, inputs, batch, picked, follow=augmented or how.hint_share > 0)
-                loss = distilled_loss(loss, outputs, features[-1], taught, how)
+                answer = teacher.recall(picked) if known else teacher.answer(batch)
+                loss = distilled_loss(loss, outputs, features[-1], answer, how)
             if not torch.isfinite(loss):
                 raise DivergedError(f"the loss is {loss.item()} at step {taken} of {settings.steps}")
             loss.backward()
@@ -108,11 +110,12 @@ def _train(
         yield taken
 
 
-def _taught(teacher: Teacher, inputs: Tensor, batch: Tensor, picked: Tensor, *, follow: bool) -> tuple[Tensor, Tensor | None]:
-    """What the teacher says: looked up where the batch is as in the split, computed where it must follow the batch."""
-    if follow:
-        return teacher.outputs_and_features(batch)
-    return teacher.outputs_of_all(inputs)[picked], None
+def _schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.OneCycleLR:
+    rates = [group["lr"] for group in optimizer.param_groups]
+    total = steps + 1
+    # Where the warm-up would be exactly one step long, the scheduler divides by zero.
+    warmup = _WARMUP if total * _WARMUP != 1 else 1.5 * _WARMUP
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rates, total_steps=total, pct_start=warmup)
 
 
 def _parameters(student: nn.Module, rate: float, decay: float) -> list[dict[str, object]]:

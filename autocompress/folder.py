@@ -13,10 +13,14 @@ class RunFolder:
     run.json                    what was asked for: experiment file, options, versions
     experiment.py               the experiment file as it was at the start
     baseline/                   weights.safetensors, model.onnx, baseline.json: the uncompressed model
+    sensitivity.json            how far each option alone moves the outputs
+    costs.json                  bytes and time of each layer at each option
     study.log                   the Optuna study (journal file)
     trials.jsonl                one TrialResult a line, in the order they finished: the record
-    trials/0007/model.onnx      the exported file of trial 7
+    trials/0007/model.onnx      the exported file of trial 7, and beside it its policy and its checkpoint
     front.json/.csv/.html/.png  the Pareto front
+    importance.json             which knob of the space mattered, for each objective
+    baselines/uniform/          what a rival found with the same budget: a folder like this one
     mlflow.json                 which MLflow run holds what
     autocompress.log            what Ray, Optuna and we had to say
     """
@@ -35,6 +39,22 @@ class RunFolder:
     @property
     def baseline(self) -> Path:
         return self.path / "baseline"
+
+    @property
+    def sensitivity(self) -> Path:
+        return self.path / "sensitivity.json"
+
+    @property
+    def costs(self) -> Path:
+        return self.path / "costs.json"
+
+    @property
+    def importance(self) -> Path:
+        return self.path / "importance.json"
+
+    @property
+    def baselines(self) -> Path:
+        return self.path / "baselines"
 
     @property
     def study(self) -> Path:

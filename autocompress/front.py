@@ -36,9 +36,20 @@ class TestScore(Noun):
     examples: int
 
 
+class Spread(Noun):
+    """The validation scores of one policy trained with several seeds: their mean and standard deviation."""
+
+    seeds: int
+    mean: float
+    deviation: float
+
+
 class ParetoFront(Noun):
     """The complete results that meet all limits and that no other such result dominates, best first objective first.
 
+    Of the refits of one trial with several seeds the one nearest to their mean score stands for all, and `spread` holds
+    the mean and the deviation by its number; it takes the place of the trial itself unless it scores worse. `doubtful`
+    maps a member to another that is smaller or faster and whose score is no worse outside the noise of the seeds.
     `baseline` holds the metrics of the uncompressed model. Results that lack a metric, or have one that is not finite,
     are left out. When no result meets all limits there are no members, and `nearest` holds up to three complete results
     that miss them by least. `test` holds the final scores by trial number, `baseline_test` the uncompressed model's:
@@ -50,6 +61,8 @@ class ParetoFront(Noun):
     baseline: dict[str, float]
     members: tuple[TrialResult, ...] = ()
     nearest: tuple[TrialResult, ...] = ()
+    spread: dict[int, Spread] = {}
+    doubtful: dict[int, int] = {}
     test: dict[int, TestScore] = {}
     baseline_test: TestScore | None = None
 
@@ -66,16 +79,24 @@ class ParetoFront(Noun):
             for result in results
             if result.status is Status.COMPLETE and unusable(result.metrics, objectives, limits) is None
         ]
-        feasible = [result for result in complete if not missed(result.metrics, limits, baseline)]
+        judged, spread = _without_twins(complete)
+        feasible = [result for result in judged if not missed(result.metrics, limits, baseline)]
         front = _non_dominated(feasible, objectives)
         first = objectives[0]
         sign = 1 if first.goal == "min" else -1
         front.sort(key=lambda result: (sign * result.metrics[first.metric], result.number))
         nearest: list[TrialResult] = []
         if not feasible:
-            nearest = sorted(complete, key=lambda result: relative_excess(result.metrics, limits, baseline))[:3]
+            nearest = sorted(judged, key=lambda result: relative_excess(result.metrics, limits, baseline))[:3]
+        shown = {result.number: spread[result.number] for result in (*front, *nearest) if result.number in spread}
         return cls(
-            objectives=tuple(objectives), limits=tuple(limits), baseline=baseline, members=tuple(front), nearest=tuple(nearest)
+            objectives=tuple(objectives),
+            limits=tuple(limits),
+            baseline=baseline,
+            members=tuple(front),
+            nearest=tuple(nearest),
+            spread=shown,
+            doubtful=_doubtful(front, objectives, shown),
         )
 
     def hypervolume(self) -> float:
@@ -159,6 +180,57 @@ def _non_dominated(results: list[TrialResult], objectives: Sequence[Objective]) 
     points = np.array([[result.metrics[objective.metric] for objective in objectives] for result in results]) * signs
     keep = moocore.is_nondominated(points, keep_weakly=False)
     return [result for result, kept in zip(results, keep, strict=True) if kept]
+
+
+def _without_twins(results: Sequence[TrialResult]) -> tuple[list[TrialResult], dict[int, Spread]]:
+    """The results with one refit for all seeds of a trial, and without the trials that their refits have overtaken."""
+    refits: dict[int, list[TrialResult]] = {}
+    for result in results:
+        if result.refit_of is not None:
+            refits.setdefault(result.refit_of, []).append(result)
+    chosen: list[TrialResult] = []
+    spread: dict[int, Spread] = {}
+    means: dict[int, float] = {}
+    for parent, seeds in refits.items():
+        scores = np.array([result.metrics["accuracy"] for result in seeds])
+        means[parent] = float(scores.mean())
+        typical = seeds[int(np.abs(scores - scores.mean()).argmin())]
+        chosen.append(typical)
+        if len(seeds) > 1:
+            spread[typical.number] = Spread(seeds=len(seeds), mean=means[parent], deviation=float(scores.std(ddof=1)))
+    kept = [
+        result
+        for result in results
+        if result.refit_of is None and means.get(result.number, -math.inf) < result.metrics["accuracy"]
+    ]
+    return sorted([*kept, *chosen], key=lambda result: result.number), spread
+
+
+def _doubtful(members: Sequence[TrialResult], objectives: Sequence[Objective], spread: dict[int, Spread]) -> dict[int, int]:
+    """Member -> another that only its score, and that within the noise, keeps from dominating it."""
+    noise = _noise(spread)
+    others = [objective for objective in objectives if objective.metric != "accuracy"]
+    if not noise or not others or len(others) == len(objectives):
+        return {}
+    found: dict[int, int] = {}
+    for member in members:
+        better = [
+            other.number
+            for other in members
+            if dominates(other.metrics, member.metrics, others)
+            and member.metrics["accuracy"] - other.metrics["accuracy"] <= noise
+        ]
+        if better:
+            found[member.number] = better[0]
+    return found
+
+
+def _noise(spread: dict[int, Spread]) -> float:
+    """The difference of two scores that seeds alone make in one case of twenty; 0 when no seeds were tried."""
+    if not spread:
+        return 0.0
+    variance = sum(entry.deviation**2 for entry in spread.values()) / len(spread)
+    return 1.96 * math.sqrt(2 * variance)
 
 
 def _drop(result: TrialResult, baseline: dict[str, float]) -> float:

@@ -13,14 +13,15 @@ from autocompress.experiment import Budget, Experiment, load_experiment
 from autocompress.folder import RunFolder
 from autocompress.front import ParetoFront
 from autocompress.noun import Noun
-from autocompress.search import SAMPLERS
-from autocompress.space import load_space
+from autocompress.sampling import SAMPLERS
+from autocompress.space import load_space, load_start
 
 
 class Options(Noun):
     """What was asked for beside the experiment file; what is None or empty is as the experiment says.
 
-    `trials` and `minutes` replace the whole budget: with `minutes` alone the number of trials is not bounded.
+    `trials` and `minutes` replace the whole budget: with `minutes` alone the number of trials is not bounded. `costs` is the
+    file of a cost table made elsewhere.
     """
 
     space: str | None = None
@@ -29,11 +30,12 @@ class Options(Noun):
     sampler: str | None = None
     seed: int | None = None
     limits: tuple[str, ...] = ()
+    costs: str | None = None
 
     def apply(self, experiment: Experiment) -> Experiment:
         """The experiment with these options. Raises `InputError` for what cannot be used."""
         if self.space is not None:
-            experiment = replace(experiment, space=load_space(self.space))
+            experiment = replace(experiment, space=load_space(self.space), start=load_start(self.space))
         if self.trials is not None or self.minutes is not None:
             experiment = replace(experiment, budget=Budget(trials=self.trials, minutes=self.minutes))
         if self.sampler is not None:
@@ -49,7 +51,10 @@ class Options(Noun):
 
 
 class RunNote(Noun):
-    """`run.json`: where a run came from. `experiment` is the path of its file, `started` seconds since the epoch."""
+    """`run.json`: where a run came from. `experiment` is the path of its file, `started` seconds since the epoch.
+
+    `baseline_of` names the run of which this one is a rival.
+    """
 
     version: Literal[1] = 1
     experiment: str
@@ -57,6 +62,7 @@ class RunNote(Noun):
     tracking_uri: str
     started: float
     versions: dict[str, str]
+    baseline_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,12 @@ class Run:
     folder: RunFolder
     note: RunNote
     experiment_file: Path
+
+    @property
+    def title(self) -> str:
+        """What it is called in reports and in MLflow: its folder's name, a rival's after that of its run."""
+        name = self.folder.path.name
+        return name if self.note.baseline_of is None else f"{self.note.baseline_of} / {name}"
 
     def experiment(self) -> Experiment:
         """The experiment with the options of the run. Raises `ExperimentError`."""

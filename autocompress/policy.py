@@ -70,13 +70,15 @@ class Policy(Noun):
     """One way to compress a network. What is not named stays as it is: the empty policy changes nothing.
 
     `channel_sparsity` maps a channel group to the share of its channels that is removed (0 <= share < 1), least
-    important first by `importance`. `layers` maps a layer to what becomes of its weights and activations.
+    important first by `importance`. `layers` maps a layer to what becomes of its weights and activations. With `repair`
+    the weights that are left are refitted to a few calibration inputs before fine-tuning (`autocompress.compress.repair`).
     """
 
     version: Literal[1] = 1
     channel_sparsity: dict[str, float] = {}
     importance: Importance = "l1"
     layers: dict[str, LayerPolicy] = {}
+    repair: bool = True
     finetune: Finetune = Finetune()
     distill: Distill | None = None
 
@@ -112,14 +114,33 @@ class Policy(Noun):
             for name, share in self.channel_sparsity.items()
             if (kept := kept_channels((group := layers.group(name)).channels, share, menu.channel_multiple)) < group.channels
         }
+        changed = {name: layer for name, layer in sorted(self.layers.items()) if layer != LayerPolicy()}
         trains = self.finetune.steps > 0
         return Policy(
             channel_sparsity=dict(sorted(shares.items())),
             importance=self.importance if shares else "l1",
-            layers={name: layer for name, layer in sorted(self.layers.items()) if layer != LayerPolicy()},
+            layers=changed,
+            repair=self.repair or not (shares or changed),
             finetune=self.finetune if trains else Finetune(steps=0),
             distill=_that_counts(self.distill) if trains else None,
         )
+
+    def widths(self, layers: Layers, menu: Menu) -> dict[str, tuple[int, int]]:
+        """The input and output channels of every layer that are kept, as counts of its weight's second and first dimension."""
+        kept = {
+            group.name: kept_channels(group.channels, self.channel_sparsity.get(group.name, 0.0), menu.channel_multiple)
+            for group in layers.groups
+        }
+        found: dict[str, tuple[int, int]] = {}
+        for layer in layers:
+            outputs, inputs = layer.weight_shape[:2]
+            for group in layers.groups:
+                if layer.name in group.writers:
+                    outputs = kept[group.name]
+                if layer.name in group.readers and inputs % group.channels == 0:  # flattened: several inputs a channel
+                    inputs = inputs // group.channels * kept[group.name]
+            found[layer.name] = inputs, outputs
+        return found
 
     def key(self) -> str:
         """Sixteen hex digits that equal policies, and only those, share."""

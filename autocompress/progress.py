@@ -20,6 +20,7 @@ from autocompress.search import Asked
 
 _RUNNING_SHOWN = 8
 _REFRESH_PER_SECOND = 4
+_REFITTING = "the sampling is over: training the best models further"
 
 
 @contextmanager
@@ -37,58 +38,106 @@ def open_view(console: Console, *, quiet: bool) -> Iterator[View]:
 
 @dataclass
 class Tally:
-    """How far a search is: what has finished in this session and `before`; when it began, and when its first trial did."""
+    """How far a search is: what has finished in this session and `before`; when it began, and when its first trial did.
+
+    `spent` is how many worker-seconds were used up before the first trial of all, on sensitivities and costs.
+    """
 
     experiment: Experiment
     baseline: dict[str, float]
     results: list[TrialResult]
     before: int
+    spent: float = 0.0
     began: float = field(default_factory=time.monotonic)
     first_trial: float | None = None
+    refitting: bool = False
 
-    def started(self) -> None:
-        """A trial begins. The pace is counted from the first: before it, workers were started."""
+    def started(self, asked: Asked) -> bool:
+        """A trial begins; True when it is the first refit. The pace is counted from the first: before it, workers started."""
         if self.first_trial is None:
             self.first_trial = time.monotonic()
-
-    @property
-    def failed(self) -> int:
-        return sum(result.status is Status.FAILED for result in self.results)
+        first_refit = asked.refit_of is not None and not self.refitting
+        self.refitting = self.refitting or first_refit
+        return first_refit
 
     @property
     def budget(self) -> Budget:
         return self.experiment.budget
 
+    @property
+    def sampled(self) -> int:
+        """The trials that count as such: a refit does not."""
+        return sum(result.refit_of is None for result in self.results)
+
+    @property
+    def used(self) -> float:
+        """Worker-seconds up to now, without the trials under way."""
+        return self.spent + sum(result.compute for result in self.results)
+
     def front(self) -> ParetoFront:
         return ParetoFront.of(self.results, self.experiment.parsed_objectives, self.experiment.parsed_limits, self.baseline)
 
     def seconds_left(self) -> float | None:
-        """Until the trials or the minutes are used up, whichever is first, at the pace so far; None when nobody can tell."""
+        """Until the budget is used up, by whichever part of it is first, at the pace so far; None when nobody can tell."""
         ends = []
         now = time.monotonic()
-        here = len(self.results) - self.before
+        here = self.results[self.before :]
+        pace = (now - self.first_trial) if self.first_trial is not None and here else None
         if self.budget.minutes is not None:
             ends.append(self.budget.minutes * 60 - (now - self.began))
-        if self.budget.trials is not None and self.first_trial is not None and here:
-            ends.append(max(0, self.budget.trials - len(self.results)) * (now - self.first_trial) / here)
+        if self.budget.worker_seconds is not None and pace is not None and (used := sum(result.compute for result in here)):
+            ends.append((self.budget.worker_seconds - self.used) * pace / used)
+        # Where refits follow, the end of the sampling is not the end.
+        if self.budget.trials is not None and pace is not None and self.experiment.refit is None:
+            ends.append((self.budget.trials - self.sampled) * pace / len(here))
         return max(0.0, min(ends)) if ends else None
 
     def share(self) -> float:
         """How much of the budget is used up, 0..1."""
         shares = [0.0]
         if self.budget.trials is not None:
-            shares.append(len(self.results) / self.budget.trials)
+            shares.append(self.sampled / self.budget.trials)
         if self.budget.minutes is not None:
             shares.append((time.monotonic() - self.began) / (self.budget.minutes * 60))
+        if self.budget.worker_seconds is not None:
+            shares.append(self.used / self.budget.worker_seconds)
         return min(1.0, max(shares))
 
     def done_of(self) -> str:
-        """``12/40``, or ``12`` when only the minutes count."""
-        return f"{len(self.results)}/{self.budget.trials}" if self.budget.trials is not None else str(len(self.results))
+        """``12/40``, or ``12`` when the trials are not counted; refits apart, and worker-seconds where they are."""
+        parts = [f"{self.sampled}/{self.budget.trials}" if self.budget.trials is not None else str(self.sampled)]
+        if refits := len(self.results) - self.sampled:
+            parts.append(f"{refits} trained further")
+        if self.budget.worker_seconds is not None:
+            parts.append(f"{self.used:,.0f}/{self.budget.worker_seconds:,.0f} worker-seconds")
+        return ", ".join(parts)
+
+    def count(self, status: Status) -> int:
+        return sum(result.status is status for result in self.results)
+
+
+@dataclass
+class _Running:
+    """A trial under way: its latest rung, and what its rungs have said of its file."""
+
+    refit_of: int | None = None
+    rung: Rung | None = None
+    sizes: dict[str, float] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+
+    def in_words(self, baseline: dict[str, float]) -> str:
+        start = "compressing" if self.refit_of is None else f"training trial {self.refit_of} further"
+        if self.rung is None:
+            return start
+        parts = [*_ratios(self.sizes, baseline), f"accuracy {self.rung.accuracy:.4f} after {self.rung.step} steps"]
+        return ", ".join(parts if self.refit_of is None else [start, *parts])
 
 
 class QuietView(Silent):
     """Nothing but warnings, on standard error."""
+
+    def measuring(self, what: str, done: int, total: int) -> None:
+        """Nothing."""
 
     def warn(self, text: str) -> None:
         _line(Console(stderr=True), text)
@@ -100,22 +149,33 @@ class PlainView:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._tally: Tally | None = None
+        self._tenths = 0
 
     def say(self, text: str) -> None:
         _line(self._console, text)
 
+    def measuring(self, what: str, done: int, total: int) -> None:
+        """A line for every tenth of them."""
+        tenths = 10 * done // total
+        if tenths != self._tenths:
+            self.say(f"measuring {what} {done}/{total}")
+        self._tenths = tenths % 10
+
     def warn(self, text: str) -> None:
         self.say(text)
 
-    def begin(self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult]) -> None:
-        self._tally = Tally(experiment, baseline, list(recorded), len(recorded))
+    def begin(
+        self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult], spent: float = 0.0
+    ) -> None:
+        self._tally = Tally(experiment, baseline, list(recorded), len(recorded), spent)
         self.say(baseline_in_words(baseline))
         if recorded:
             self.say(f"{len(recorded)} trials are on record; going on from there")
 
     def started(self, asked: Asked) -> None:
         assert self._tally is not None
-        self._tally.started()
+        if self._tally.started(asked):
+            self.say(_REFITTING)
 
     def rung(self, number: int, rung: Rung) -> None:
         """Nothing: a line follows when the trial has finished."""
@@ -124,9 +184,10 @@ class PlainView:
         tally = self._tally
         assert tally is not None
         tally.results.append(result)
-        failed = f", {tally.failed} failed" if tally.failed else ""
-        left = f", {_clock(seconds)} left" if (seconds := tally.seconds_left()) is not None else ""
-        self.say(f"[{tally.done_of()}{failed}{left}] trial {result.number}: {result_in_words(result, tally.baseline)}")
+        parts = [tally.done_of(), *_early_ends(tally)]
+        if (seconds := tally.seconds_left()) is not None:
+            parts.append(f"{_clock(seconds)} left")
+        self.say(f"[{', '.join(parts)}] trial {result.number}: {result_in_words(result, tally.baseline)}")
 
 
 class LiveView:
@@ -135,8 +196,10 @@ class LiveView:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._tally: Tally | None = None
-        self._running: dict[int, tuple[float, Rung | None]] = {}
+        self._running: dict[int, _Running] = {}
+        self._measuring: tuple[str, int, int] | None = None
         self._best = ""
+        self._stopped = ""
         self._news = ""
 
     @contextmanager
@@ -145,16 +208,22 @@ class LiveView:
             yield
 
     def say(self, text: str) -> None:
-        self._news = text
+        self._news, self._measuring = text, None
         self._running.clear()  # what was under way has been dropped
         _line(self._console, text)
 
     def warn(self, text: str) -> None:
         _line(self._console, text)
 
-    def begin(self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult]) -> None:
-        self._news = ""
-        self._tally = Tally(experiment, baseline, list(recorded), len(recorded))
+    def measuring(self, what: str, done: int, total: int) -> None:
+        """Shows a bar until there is other news."""
+        self._measuring = what, done, total
+
+    def begin(
+        self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult], spent: float = 0.0
+    ) -> None:
+        self._news, self._measuring, self._best, self._stopped = "", None, "", ""
+        self._tally = Tally(experiment, baseline, list(recorded), len(recorded), spent)
         _line(self._console, baseline_in_words(baseline))
         if recorded:
             _line(self._console, f"{len(recorded)} trials are on record; going on from there")
@@ -162,12 +231,14 @@ class LiveView:
 
     def started(self, asked: Asked) -> None:
         assert self._tally is not None
-        self._tally.started()
-        self._running[asked.number] = (time.monotonic(), None)
+        if self._tally.started(asked):
+            _line(self._console, _REFITTING)
+        self._running[asked.number] = _Running(refit_of=asked.refit_of)
 
     def rung(self, number: int, rung: Rung) -> None:
-        began, _ = self._running.get(number, (time.monotonic(), None))
-        self._running[number] = (began, rung)
+        running = self._running.setdefault(number, _Running())
+        running.rung = rung
+        running.sizes.update(rung.metrics)
 
     def finished(self, result: TrialResult) -> None:
         tally = self._tally
@@ -175,8 +246,11 @@ class LiveView:
         self._running.pop(result.number, None)
         tally.results.append(result)
         self._best = self._best_so_far(tally)
+        news = f"trial {result.number}: {result_in_words(result, tally.baseline)}"
         if result.status is Status.FAILED:
-            _line(self._console, f"trial {result.number}: {result_in_words(result, tally.baseline)}")
+            _line(self._console, news)
+        if result.status is Status.STOPPED:
+            self._stopped = news  # only the last: there may be hundreds
 
     def _best_so_far(self, tally: Tally) -> str:
         front = tally.front()
@@ -188,22 +262,31 @@ class LiveView:
 
     def _render(self) -> RenderableType:
         tally = self._tally
+        if self._measuring is not None:
+            what, done, total = self._measuring
+            bar = Table.grid(padding=(0, 2))
+            bar.add_row(ProgressBar(total=total, completed=done, width=30), f"measuring {what} {done}/{total}")
+            return bar
         if tally is None:
             return Text(f"{self._news} ...") if self._news else Text("")
         head = Table.grid(padding=(0, 2))
         left = None if self._news else tally.seconds_left()
+        failed, stopped = tally.count(Status.FAILED), tally.count(Status.STOPPED)
         head.add_row(
             ProgressBar(total=1.0, completed=tally.share(), width=30),
             f"{tally.done_of()} done",
             f"{len(self._running)} running",
-            Text(f"{tally.failed} failed", style="red" if tally.failed else ""),
+            *([f"{stopped} stopped"] if stopped else []),
+            Text(f"{failed} failed", style="red" if failed else ""),
             "" if left is None else f"{_clock(left)} left",
         )
         rows: list[RenderableType] = [head]
         now = time.monotonic()
-        for number, (began, rung) in sorted(self._running.items())[:_RUNNING_SHOWN]:
-            where = f"accuracy {rung.accuracy:.4f} after {rung.step} steps" if rung else "compressing"
-            rows.append(Text(f"  trial {number}: {where} ({now - began:.0f} s)", style="dim"))
+        for number, running in sorted(self._running.items())[:_RUNNING_SHOWN]:
+            where = running.in_words(tally.baseline)
+            rows.append(Text(f"  trial {number}: {where} ({now - running.began:.0f} s)", style="dim"))
+        if self._stopped:
+            rows.append(Text(f"  {self._stopped}", style="dim", no_wrap=True, overflow="ellipsis"))
         if self._best:
             rows.append(Text(self._best, style="green"))
         if self._news:
@@ -220,16 +303,40 @@ def baseline_in_words(baseline: dict[str, float]) -> str:
 def result_in_words(result: TrialResult, baseline: dict[str, float]) -> str:
     """What came of a trial, in one line."""
     if result.status is Status.COMPLETE:
-        return f"{_gains(result, baseline)} ({result.summary})"
+        further = "" if result.refit_of is None else f"trial {result.refit_of} trained further: "
+        return f"{further}{_gains(result, baseline)} ({result.summary})"
     if result.status is Status.STOPPED:
-        return f"stopped ({result.summary})"
+        return f"stopped{_last_rung(result, baseline)} ({result.summary})"
     return f"failed: {result.error}"
 
 
 def _gains(result: TrialResult, baseline: dict[str, float]) -> str:
-    metrics = result.metrics
-    smaller, faster = baseline["size_bytes"] / metrics["size_bytes"], baseline["latency_ms"] / metrics["latency_ms"]
-    return f"{smaller:.1f}x smaller, {faster:.2f}x faster, accuracy {metrics['accuracy']:.4f}"
+    return ", ".join([*_ratios(result.metrics, baseline), f"accuracy {result.metrics['accuracy']:.4f}"])
+
+
+def _last_rung(result: TrialResult, baseline: dict[str, float]) -> str:
+    """`` at step 50: 31.0x smaller, 3.40x faster, accuracy 0.4100``; what a rung does not know is left out."""
+    if not result.rungs:
+        return ""
+    last = result.rungs[-1]
+    sizes = {name: value for rung in result.rungs for name, value in rung.metrics.items()}
+    return f" at step {last.step}: {', '.join([*_ratios(sizes, baseline), f'accuracy {last.accuracy:.4f}'])}"
+
+
+def _ratios(metrics: dict[str, float], baseline: dict[str, float]) -> list[str]:
+    """How much smaller and faster, as far as it is known."""
+    ratios = []
+    if "size_bytes" in metrics:
+        ratios.append(f"{baseline['size_bytes'] / metrics['size_bytes']:.1f}x smaller")
+    if "latency_ms" in metrics:
+        ratios.append(f"{baseline['latency_ms'] / metrics['latency_ms']:.2f}x faster")
+    return ratios
+
+
+def _early_ends(tally: Tally) -> list[str]:
+    """``3 stopped``, ``1 failed``, where there are any."""
+    ended = [(tally.count(Status.STOPPED), "stopped"), (tally.count(Status.FAILED), "failed")]
+    return [f"{number} {how}" for number, how in ended if number]
 
 
 def _line(console: Console, text: str) -> None:

@@ -15,10 +15,17 @@ class Status(StrEnum):
 
 
 class Rung(Noun):
-    """The score of the student after `step` fine-tuning steps, on the validation split, in torch."""
+    """How far a trial is after `step` fine-tuning steps.
+
+    `accuracy` is the student's score on the validation split, in torch. `metrics` holds what does not depend on training
+    and was measured on the file exported at the first rung (`size_bytes`, `latency_ms`, ...), `seconds` how many
+    worker-seconds the trial took so far.
+    """
 
     step: int
     accuracy: float
+    metrics: dict[str, float] = {}
+    seconds: float = 0.0
 
 
 class Environment(Noun):
@@ -39,7 +46,8 @@ class TrialResult(Noun):
     of the uncompressed model in the same interleaved session; `latency_ms` is this ratio times the uncompressed model's
     time at the start of the run, so that trials timed hours apart compare; `latency_measured_ms` is the least time itself.
     Empty unless the trial is complete. `seconds` says how long each stage took, `model` is the path of the exported file
-    inside the run folder, `summary` the policy in a few words.
+    inside the run folder, `summary` the policy in a few words. `refit_of` is the number of the trial whose student this
+    one has trained further.
     """
 
     version: int = 1
@@ -55,3 +63,9 @@ class TrialResult(Noun):
     environment: Environment | None = None
     model: str | None = None
     summary: str = ""
+    refit_of: int | None = None
+
+    @property
+    def compute(self) -> float:
+        """The worker-seconds that the trial took."""
+        return sum(self.seconds.values()) or (self.rungs[-1].seconds if self.rungs else 0.0)

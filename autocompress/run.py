@@ -4,9 +4,9 @@ import fcntl
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from autocompress.listeners import FrontFile, Listeners, Silent, View
 from autocompress.measure import test_score
 from autocompress.opened import Options, Run, RunNote, open_run
 from autocompress.report import write_report
-from autocompress.result import Status
+from autocompress.result import Status, TrialResult
 from autocompress.search import Search
 from autocompress.trackers.jsonl import JsonlRecord
 from autocompress.trackers.mlflow import MlflowTracker, check_reachable
@@ -30,6 +30,14 @@ from autocompress.trackers.mlflow_run import public_uri
 
 _log = logging.getLogger(__name__)
 _PACKAGES = ("autocompress", "torch", "onnx", "onnxruntime", "optuna", "ray", "mlflow")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a session of a search ended: with this front, and whether because it was interrupted."""
+
+    front: ParetoFront
+    interrupted: bool
 
 
 def run_search(
@@ -49,6 +57,8 @@ def run_search(
     options = options or Options()
     if options.space is not None and options.space.endswith(".py"):
         options = options.model_copy(update={"space": str(Path(options.space).resolve())})
+    if options.costs is not None:
+        options = options.model_copy(update={"costs": str(Path(options.costs).resolve())})
     experiment = options.apply(load_experiment(experiment_file))
     check_reachable(tracking_uri)
     driver.check()
@@ -63,7 +73,7 @@ def run_search(
     )
     shutil.copyfile(experiment_file, where.experiment)
     try:
-        return _conduct(Run(where, note, Path(note.experiment)), experiment, driver, tracking_uri, view or Silent())
+        return conduct(Run(where, note, Path(note.experiment)), experiment, driver, tracking_uri, view or Silent()).front
     except RunFolderError:
         raise
     except InputError:
@@ -87,6 +97,10 @@ def resume(
     """
     view = view or Silent()
     run = open_run(folder)
+    if run.note.baseline_of is not None:
+        raise InputError(
+            f"{folder} is a rival of the run {run.note.baseline_of}; go on with it by `autocompress baseline` on that run"
+        )
     options, uri = run.note.options, tracking_uri or run.note.tracking_uri
     if trials is not None or minutes is not None:
         options = options.model_copy(update={"trials": trials, "minutes": minutes})
@@ -99,10 +113,14 @@ def resume(
     experiment = run.experiment()
     check_reachable(uri)
     driver.check()
-    return _conduct(run, experiment, driver, uri, view)
+    return conduct(run, experiment, driver, uri, view).front
 
 
-def _conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str, view: View) -> ParetoFront:
+def conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str, view: View) -> Ended:
+    """Searches in the folder of `run`, from where its record ends, and finishes it. Raises as `run_search` does.
+
+    A folder that has a baseline keeps it.
+    """
     folder = run.folder
     with _only_here(folder), _logging_to(folder.log):
         write_whole(folder.run_json, run.note.to_json(indent=1))
@@ -111,13 +129,14 @@ def _conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str
             view.say("preparing the uncompressed model: train if the task trains, export, measure")
         baseline = _baseline(experiment, folder)
         data = load_data(experiment.task)
-        search = Search(experiment, baseline.layers, baseline.metrics, study=folder.study, recorded=recorded)
+        job = Job(experiment=experiment, experiment_file=run.experiment_file, folder=folder, baseline=baseline, data=data)
         live = FrontFile(folder, experiment, baseline.metrics)
         tracker = MlflowTracker(
             folder,
             tracking_uri,
             experiment_name=Path(run.note.experiment).stem,
-            title=folder.path.name,
+            title=run.title,
+            baseline_of=run.note.baseline_of,
             settings=_settings(run.note, experiment),
             layers=baseline.layers,
             objectives=experiment.parsed_objectives,
@@ -125,11 +144,12 @@ def _conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str
             baseline=baseline.metrics,
             datasets={split: len(targets) for split, (_, targets) in data.items()},
         )
-        tracker.start()
-        view.begin(experiment, baseline.metrics, recorded)
-        job = Job(experiment=experiment, experiment_file=run.experiment_file, folder=folder, baseline=baseline, data=data)
         try:
-            driver.run(search, job, Listeners(JsonlRecord(folder), live, tracker, view))
+            with driver.session(job):
+                search = _search(run, job, driver, recorded, view)
+                tracker.start()
+                view.begin(experiment, baseline.metrics, recorded)
+                driver.run(search, job, Listeners(JsonlRecord(folder), live, tracker, view))
         except Exception:
             tracker.close(None)
             raise
@@ -137,7 +157,26 @@ def _conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str
             tracker.close(None)
             raise KeyboardInterrupt
         view.say(f"the search has ended: {search.reason}")
-        return _finish(run, experiment, baseline, live, tracker, view)
+        front = _finish(run, experiment, baseline, live, tracker, view)
+        return Ended(front, interrupted=search.reason == "interrupted")
+
+
+def _search(run: Run, job: Job, driver: Driver, recorded: Sequence[TrialResult], view: View) -> Search:
+    prior, spent = None, 0.0
+    if job.experiment.needs_prior:
+        from autocompress.guidance import make_prior
+
+        costs = run.note.options.costs
+        prior, spent = make_prior(job, driver, costs=None if costs is None else Path(costs), say=view.say)
+    return Search(
+        job.experiment,
+        job.baseline.layers,
+        job.baseline.metrics,
+        study=job.folder.study,
+        recorded=recorded,
+        prior=prior,
+        spent=spent,
+    )
 
 
 def _baseline(experiment: Experiment, folder: RunFolder) -> Baseline:
@@ -161,7 +200,7 @@ def _finish(
     except Exception as error:  # noqa: BLE001  # a user's function: it must not cost the report of a long search
         problem = error
     write_whole(folder.front_json, front.to_json(indent=1))
-    write_report(folder, front, results, baseline.layers, title=folder.path.name)
+    write_report(folder, front, results, baseline.layers, title=run.title)
     view.say("writing the front to MLflow")
     tracker.close(front)
     if tracker.message:
@@ -207,7 +246,7 @@ def _settings(note: RunNote, experiment: Experiment) -> dict[str, str]:
 def _clear(folder: RunFolder) -> None:
     """Leaves no run behind: a corrected experiment may use the same folder, and must not find another's baseline."""
     shutil.rmtree(folder.baseline, ignore_errors=True)
-    for file in (folder.experiment, folder.study, folder.mlflow_json, folder.run_json):
+    for file in (*(folder.experiment, folder.sensitivity, folder.costs, folder.study, folder.mlflow_json, folder.run_json),):
         file.unlink(missing_ok=True)
 
 

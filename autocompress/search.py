@@ -1,35 +1,31 @@
 """The search: one stored Optuna study that is asked for policies and told what came of them."""
 
-import json
-import os
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-from warnings import catch_warnings, simplefilter
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import optuna
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState, create_trial
-from pydantic import ValidationError
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from autocompress.errors import InputError, RunFolderError, unknown_name
-from autocompress.experiment import Budget, Experiment
+from autocompress.errors import InputError, unknown_name
+from autocompress.experiment import Experiment
 from autocompress.front import ParetoFront, missed, unusable
+from autocompress.halving import Ladder
 from autocompress.layer import Layers
-from autocompress.noun import first_problem
 from autocompress.policy import Policy
-from autocompress.result import Status, TrialResult
+from autocompress.refitting import next_to_refit
+from autocompress.result import Rung, Status, TrialResult
+from autocompress.sampling import SAMPLERS, rehearse, sampled, sampler_named, start_params
+from autocompress.study import STUDY_NAME, open_journal, open_study
 
-Direction = Literal["minimize", "maximize"]
-
-STUDY_NAME = "autocompress"
-SAMPLERS = ("tpe", "nsga2", "random")
+if TYPE_CHECKING:
+    from autocompress.prior import Prior
 
 # What Optuna is told of a trial. TPE ranks pruned trials behind complete ones; it and NSGA-II leave failed ones out.
 STATES: dict[Status, TrialState] = {
@@ -43,17 +39,22 @@ STATES: dict[Status, TrialState] = {
 RANDOM_AFTER = 20
 EXHAUSTED_AFTER = 200
 
-_REHEARSALS = 20
 _LOST = "the study has lost this trial"
+# How many times longer than its trial a refit trains, unless the experiment says otherwise.
+_REFIT_TIMES = 4
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A trial to run: `number` is Optuna's, `policy` is canonical, `seed` follows from the experiment's seed and the number."""
+    """A trial to run: `number` is Optuna's, `policy` is canonical, `seed` follows from the experiment's seed and the number.
+
+    With `refit_of` it goes on from the checkpoint of that trial.
+    """
 
     number: int
     policy: Policy
     seed: int
+    refit_of: int | None = None
 
 
 class Search:
@@ -71,9 +72,13 @@ class Search:
     far. Told in order, the same seed gives the same policies, in one session or many. (A sampler object of the user's
     keeps its own random state, which a new session begins anew.)
 
-    `baseline` holds the metrics of the uncompressed model, `study` the file of a journal or any Optuna storage. The
-    time of the budget runs from here. Raises `InputError` for what the user can mend: a metric or sampler that does not
-    exist, a space that makes invalid policies, start parameters that the space does not have, a study of another search.
+    **Rungs.** Every rung of a running trial is reported; the answer says whether the trial goes on. When the sampling is
+    over, the best are asked for once more as refits, each a trial of its own with the parameters of the first.
+
+    `prior` is what a guided space is given, `spent` the worker-seconds it took to make. `baseline` holds the metrics of
+    the uncompressed model, `study` the file of a journal or any Optuna storage. The time of the budget runs from here.
+    Raises `InputError` for what the user can mend: a metric or sampler that does not exist, a space that makes invalid
+    policies, start parameters that the space does not have, a study of another search.
     """
 
     def __init__(
@@ -84,6 +89,8 @@ class Search:
         *,
         study: Path | BaseStorage,
         recorded: Sequence[TrialResult] = (),
+        prior: "Prior | None" = None,
+        spent: float = 0.0,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._experiment = experiment
@@ -91,7 +98,9 @@ class Search:
         self._objectives = experiment.parsed_objectives
         self._limits = experiment.parsed_limits
         self._baseline = baseline
-        _check(experiment, layers, baseline)
+        self._prior = prior
+        _check(experiment, baseline)
+        rehearse(experiment, layers, prior)
         self._results: list[TrialResult] = []
         self._hypervolumes: list[float] = []
         self._front = ParetoFront.of([], self._objectives, self._limits, baseline)
@@ -101,14 +110,19 @@ class Search:
         self._trials: dict[int, Trial] = {}  # Optuna's side of the running ones
         self._twins: dict[str, list[Trial]] = {}  # by key: trials that wait for a running one with the same policy
         self._pending: deque[Trial] = deque()  # under way when an earlier session ended
+        self._rungs: dict[int, list[Rung]] = {}  # of the running ones
+        self._refits: dict[int, list[int]] = {}  # by the trial that was refitted: the numbers of its refits
+        self._last_sampled = -1
         self._repeats = 0
         self._reason: str | None = None
-        minutes = experiment.budget.minutes
-        self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        self._storage = _journal(study) if isinstance(study, Path) else study
-        self._study = _open(self._storage, experiment, study)
+        self._spent = spent
+        self._began = time.monotonic()
+        halving = experiment.halving
+        self._ladder = Ladder(halving, self._objectives, self._limits, baseline) if halving is not None else None
+        self._storage = open_journal(study) if isinstance(study, Path) else study
+        self._study = open_study(self._storage, experiment, study)
         self._go_on(recorded)
-        for params in experiment.start:
+        for params in start_params(experiment, prior):
             self._study.enqueue_trial(params, skip_if_exists=True)
 
     @property
@@ -138,28 +152,49 @@ class Search:
         """Nothing more is asked for; what is under way may still be told."""
         self._reason = reason
 
+    @property
+    def used_seconds(self) -> float:
+        """The worker-seconds used up so far, those of running trials up to their latest rung included."""
+        return self._spent + sum(rungs[-1].seconds for rungs in self._rungs.values() if rungs)
+
     def ask(self) -> Asked | None:
         """The next trial to run, or None when there is none: `reason` says why.
 
         Raises `InputError` when the space makes no valid policy.
         """
-        while not self._is_over():
-            trial = self._pending.popleft() if self._pending else self._study.ask()
+        while (trial := self._next()) is not None:
             policy = self._policy_of(trial)
-            key = policy.key()
+            asked = Asked(
+                number=trial.number,
+                policy=policy,
+                seed=self._seed(trial.number, "trial"),
+                refit_of=trial.user_attrs.get("refit_of"),
+            )
+            key = _key(asked)
             if key in self._finished:
                 self._close(trial, self._finished[key])
             elif key in self._twins:
                 self._twins[key].append(trial)
             else:
                 self._repeats = 0
-                asked = Asked(number=trial.number, policy=policy, seed=self._seed(trial.number, "trial"))
+                if asked.refit_of is None:
+                    self._last_sampled = max(self._last_sampled, trial.number)
                 self._twins[key] = []
                 self._trials[trial.number] = trial
                 self._running[trial.number] = asked
+                self._rungs[trial.number] = []
                 return asked
             self._repeats += 1
         return None
+
+    def report(self, number: int, rung: Rung) -> bool:
+        """Takes the next rung of a running trial; False when the trial is to be stopped there."""
+        asked, rungs = self._running[number], self._rungs[number]
+        rungs.append(rung)
+        if self._ladder is None or asked.refit_of is not None:
+            return True
+        self._ladder.reached(number, rungs)
+        return self._ladder.goes_on(number, asked.policy.finetune.steps)
 
     def tell(self, result: TrialResult) -> None:
         """Takes the result of a trial that was asked for; a second one of the same number is ignored.
@@ -171,21 +206,95 @@ class Search:
         asked = self._running.pop(result.number, None)
         if asked is None:
             raise ValueError(f"trial {result.number} was told, but never asked for")
-        key = asked.policy.key()
-        judged = self._take(result, key)
-        for trial in (self._trials.pop(result.number), *self._twins.pop(key)):
+        del self._rungs[result.number]
+        judged = self._take(result)
+        for trial in (self._trials.pop(result.number), *self._twins.pop(_key(asked))):
             self._close(trial, judged)
 
-    def _is_over(self) -> bool:
-        if self._reason is None:
-            trials, minutes = self._experiment.budget.trials, self._experiment.budget.minutes
-            if trials is not None and len(self._results) + len(self._running) >= trials:
-                self._reason = f"the budget of {trials} trials is used up"
-            elif self._deadline is not None and time.monotonic() >= self._deadline:
-                self._reason = f"the time of {minutes:g} minutes is up"
-            elif self._repeats >= EXHAUSTED_AFTER:
-                self._reason = f"{self._repeats} policies in a row had been run before: the search space is exhausted"
-        return self._reason is not None
+    def _next(self) -> Trial | None:
+        """A trial of the study: one that was under way, a new one, or a refit; None, with a reason, when all is done."""
+        if self._reason is not None:
+            return None
+        why = self._sampling_over()
+        while self._pending:
+            trial = self._pending.popleft()
+            if why is None or "refit_of" in trial.user_attrs:
+                return trial
+        if why is None:
+            return self._study.ask()
+        refit = self._next_refit() if self._experiment.refit is not None else None
+        if refit is None:
+            many = self._refitted()
+            self._reason = f"{why}; {many} of the best were trained further" if many else why
+        return refit
+
+    def _sampling_over(self) -> str | None:
+        budget, refit = self._experiment.budget, self._experiment.refit
+        share = 1.0 if refit is None else 1 - refit.share
+        sampled = sum(result.refit_of is None for result in self._results)
+        running = sum(asked.refit_of is None for asked in self._running.values())
+        if budget.trials is not None and sampled + running >= budget.trials:
+            return f"the budget of {budget.trials} trials is used up"
+        if budget.minutes is not None and time.monotonic() >= self._began + 60 * budget.minutes * share:
+            return f"the time of {budget.minutes:g} minutes is up"
+        if budget.worker_seconds is not None and self.used_seconds >= budget.worker_seconds * share:
+            return f"the {budget.worker_seconds:g} worker-seconds are used up"
+        if self._repeats >= EXHAUSTED_AFTER:
+            return f"{self._repeats} policies in a row had been run before: the search space is exhausted"
+        return None
+
+    def _next_refit(self) -> Trial | None:
+        """The trial that is most worth further training, as a new trial of the study. None when there is no more to do."""
+        refit = self._experiment.refit
+        assert refit is not None
+        open_ones = [parent for parent, numbers in self._refits.items() if 0 < len(numbers) < refit.seeds]
+        if open_ones:
+            parent = next(result for result in self._results if result.number == open_ones[0])
+        elif self._refitted() < refit.models:
+            found = next_to_refit(self._results, self._objectives, self._limits, self._baseline, taken=self._refits)
+            if found is None:
+                return None
+            parent = found
+        else:
+            return None
+        steps = self._affordable(parent, refit.steps or _REFIT_TIMES * parent.policy.finetune.steps)
+        if steps < max(1, parent.policy.finetune.steps // 2):
+            return None
+        finetune = parent.policy.finetune.model_copy(update={"steps": steps})
+        return self._refit_trial(parent, parent.policy.model_copy(update={"finetune": finetune}))
+
+    def _refitted(self) -> int:
+        """How many were refitted since the sampling ended: one that goes on with a larger budget has refits of its own."""
+        return sum(numbers[0] > self._last_sampled for numbers in self._refits.values())
+
+    def _affordable(self, parent: TrialResult, steps: int) -> int:
+        """So many steps, or as many as there is time left for."""
+        budget = self._experiment.budget
+        left = []
+        if budget.minutes is not None:
+            left.append(self._began + 60 * budget.minutes - time.monotonic())
+        if budget.worker_seconds is not None:
+            running = [asked.policy.finetune.steps for asked in self._running.values()]
+            left.append(budget.worker_seconds - self._spent - sum(running) * _seconds_a_step(parent))
+        if not left:
+            return steps
+        rest = parent.compute - parent.seconds.get("finetune", 0.0)
+        return min(steps, int(max(0.0, min(left) - rest) / max(_seconds_a_step(parent), 1e-6)))
+
+    def _refit_trial(self, parent: TrialResult, policy: Policy) -> Trial:
+        trials = self._study.get_trials(deepcopy=False)
+        numbers = self._refits.setdefault(parent.number, [])
+        numbers.append(len(trials))
+        stored = trials[parent.number]
+        asked = Asked(number=len(trials), policy=policy, seed=0, refit_of=parent.number)
+        template = create_trial(
+            state=TrialState.RUNNING,
+            params=stored.params,
+            distributions=stored.distributions,
+            user_attrs={"refit_of": parent.number, "key": _key(asked), "policy": policy.to_json()},
+        )
+        study = self._storage.get_study_id_from_name(STUDY_NAME)
+        return Trial(self._study, self._storage.create_new_trial(study, template_trial=template))
 
     def _policy_of(self, trial: Trial) -> Policy:
         """What the trial was stored with, or else what the space makes of it."""
@@ -196,7 +305,7 @@ class Search:
             return policy
         self._study.sampler = self._sampler(number)
         try:
-            policy = _sampled(self._experiment, self._layers, trial)
+            policy = sampled(self._experiment, self._layers, trial, self._prior)
         except InputError as error:
             trial.set_user_attr("error", str(error))
             self._study.tell(number, state=TrialState.FAIL)
@@ -211,22 +320,28 @@ class Search:
             return chosen
         # A new one each time: with a seed of its own, a trial is sampled alike in whichever session it is asked for.
         name = "random" if self._repeats >= RANDOM_AFTER else chosen
-        return _sampler_named(name, self._seed(number, "sampler"), self._experiment.budget)
+        return sampler_named(name, self._seed(number, "sampler"), self._experiment.budget)
 
     def _seed(self, number: int, purpose: Literal["trial", "sampler"]) -> int:
         spawn = (number, 0 if purpose == "trial" else 1)
         return int(np.random.SeedSequence(self._experiment.seed, spawn_key=spawn).generate_state(1)[0])
 
-    def _take(self, result: TrialResult, key: str) -> TrialResult:
+    def _take(self, result: TrialResult) -> TrialResult:
         if result.status is Status.COMPLETE and (problem := unusable(result.metrics, self._objectives, self._limits)):
             result = result.model_copy(update={"status": Status.FAILED, "error": problem})
         self._told.add(result.number)
         self._results.append(result)
-        self._finished.setdefault(key, result)
-        # The front of the front and one more is the front of all.
-        known = (*self._front.members, *self._front.nearest, result)
+        self._finished.setdefault(_key(result), result)
+        self._spent += result.compute
+        if result.refit_of is None:
+            self._last_sampled = max(self._last_sampled, result.number)
+            if self._ladder is not None:
+                self._ladder.reached(result.number, result.rungs)
+        # The front of the front and one more is the front of all, but for seeds of one policy, which are judged together.
+        known = (*self._front.members, *self._front.nearest, result) if result.refit_of is None else self._results
         self._front = ParetoFront.of(known, self._objectives, self._limits, self._baseline)
-        self._hypervolumes.append(self._front.hypervolume())
+        before = self._hypervolumes[-1] if self._hypervolumes else 0.0
+        self._hypervolumes.append(max(before, self._front.hypervolume()))
         return result
 
     def _close(self, trial: Trial, result: TrialResult) -> None:
@@ -256,7 +371,9 @@ class Search:
         results: dict[int, TrialResult] = {}
         for result in recorded:
             if result.number not in self._told:
-                results[result.number] = self._take(result, result.policy.key())
+                results[result.number] = self._take(result)
+                if result.refit_of is not None:
+                    self._refits.setdefault(result.refit_of, []).append(result.number)
         trials = self._study.get_trials(deepcopy=False)
         for _ in range(len(trials), max(results, default=-1) + 1):
             # Keeps the number. Without parameters a complete trial would end TPE's joint sampling.
@@ -266,7 +383,7 @@ class Search:
                 continue
             known = results.get(trial.number)
             key = trial.user_attrs.get("key") if "policy" in trial.user_attrs else None
-            if known is not None and key != known.policy.key():
+            if known is not None and key != _key(known):
                 self._storage.set_trial_user_attr(self._id(trial), "error", _LOST)
                 self._storage.set_trial_state_values(self._id(trial), TrialState.FAIL)
             elif known is not None:
@@ -275,87 +392,25 @@ class Search:
                 self._close(Trial(self._study, self._id(trial)), self._finished[key])
             elif trial.state is TrialState.RUNNING:
                 self._pending.append(Trial(self._study, self._id(trial)))
+                if (parent := trial.user_attrs.get("refit_of")) is not None:
+                    self._refits.setdefault(parent, []).append(trial.number)
 
     def _id(self, trial: FrozenTrial) -> int:
         study = self._storage.get_study_id_from_name(STUDY_NAME)
         return self._storage.get_trial_id_from_study_id_trial_number(study, trial.number)
 
 
-class _Journal(JournalFileBackend):
-    """Optuna's journal file, without its lock and without a flush to the disk after every line.
-
-    One process writes, and the lock of one that was killed would hold up the next for 30 seconds. A flush for every
-    parameter takes longer than the sampling; what a power cut takes from the study is still in the record.
-    """
-
-    def __init__(self, file: Path) -> None:
-        super().__init__(str(file))
-        self._path = file
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        with self._path.open("a") as file:
-            file.write("".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs))
+def _key(trial: Asked | TrialResult) -> str:
+    """What trials that would come to the same share; a refit shares it with none, for its seed is its own."""
+    key = trial.policy.key()
+    return key if trial.refit_of is None else f"{key}-{trial.refit_of}-{trial.number}"
 
 
-def _journal(file: Path) -> BaseStorage:
-    try:
-        file.touch()
-        _cut_torn_line(file)
-        return JournalStorage(_Journal(file))
-    except OSError as error:
-        raise RunFolderError(f"cannot open the study {file}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise _damaged(file) from error
+def _seconds_a_step(result: TrialResult) -> float:
+    return result.seconds.get("finetune", 0.0) / max(result.policy.finetune.steps, 1)
 
 
-def _cut_torn_line(file: Path) -> None:
-    """Removes a last line that was cut short by a crash: Optuna would write on in the middle of it."""
-    content = file.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(file, whole)
-
-
-def _damaged(study: Path | BaseStorage) -> RunFolderError:
-    return RunFolderError(
-        f"the study {study} is damaged; remove it and resume: the results are in the record, only the sampler forgets them"
-    )
-
-
-def _open(storage: BaseStorage, experiment: Experiment, where: Path | BaseStorage) -> optuna.Study:
-    objectives = experiment.parsed_objectives
-    metrics = [objective.metric for objective in objectives]
-    directions: list[Direction] = ["minimize" if objective.goal == "min" else "maximize" for objective in objectives]
-    try:
-        study = optuna.create_study(
-            storage=storage,
-            study_name=STUDY_NAME,
-            sampler=experiment.sampler if isinstance(experiment.sampler, BaseSampler) else None,
-            directions=directions,
-            load_if_exists=True,
-        )
-    except json.JSONDecodeError as error:
-        raise _damaged(where) from error
-    if study.metric_names is None and not study.get_trials(deepcopy=False):
-        with catch_warnings():
-            simplefilter("ignore")  # metric names are "experimental" since Optuna 3.2
-            study.set_metric_names(metrics)
-    # Optuna keeps the directions that the study had, without a word.
-    stored = [direction.name.lower() for direction in study.directions]
-    if study.metric_names != metrics or stored != directions:
-        name = where if isinstance(where, Path) else "in this storage"
-        raise InputError(
-            f"the study {name} searches for {_in_words(study.metric_names or ['?'] * len(stored), stored)}, the experiment "
-            f"for {_in_words(metrics, directions)}: objectives cannot change; start a new run"
-        )
-    return study
-
-
-def _in_words(metrics: Sequence[str], directions: Sequence[str]) -> str:
-    return ", ".join(f"{direction} {metric}" for metric, direction in zip(metrics, directions, strict=True))
-
-
-def _check(experiment: Experiment, layers: Layers, baseline: dict[str, float]) -> None:
+def _check(experiment: Experiment, baseline: dict[str, float]) -> None:
     """Finds before the first trial what would fail in every one."""
     objectives, limits = experiment.parsed_objectives, experiment.parsed_limits
     for metric in [objective.metric for objective in objectives] + [limit.metric for limit in limits]:
@@ -364,58 +419,8 @@ def _check(experiment: Experiment, layers: Layers, baseline: dict[str, float]) -
     if experiment.seed < 0:
         raise InputError(f"a seed must be 0 or more, given {experiment.seed}")
     if isinstance(experiment.sampler, str):
-        _sampler_named(experiment.sampler, experiment.seed, experiment.budget)
+        sampler_named(experiment.sampler, experiment.seed, experiment.budget)
     elif not isinstance(experiment.sampler, BaseSampler):
         raise InputError(
             f"a sampler is one of {', '.join(SAMPLERS)}, or an Optuna sampler object; given {experiment.sampler!r}"
         )
-    study = optuna.create_study(sampler=RandomSampler(seed=experiment.seed))
-    distributions = {}
-    for _ in range(_REHEARSALS):
-        trial = study.ask()
-        _sampled(experiment, layers, trial)
-        distributions.update(trial.distributions)
-    for params in experiment.start:
-        for name, value in params.items():
-            if name not in distributions:
-                raise unknown_name("parameter of the search space", name, distributions)
-            try:
-                create_trial(state=TrialState.FAIL, params={name: value}, distributions={name: distributions[name]})
-            except (ValueError, TypeError) as error:
-                raise InputError(f"start: {name!r} cannot be {value!r}; it is a {distributions[name]}") from error
-        study.enqueue_trial(params)
-        _sampled(experiment, layers, study.ask())
-
-
-def _sampler_named(name: str, seed: int, budget: Budget) -> BaseSampler:
-    match name:
-        case "tpe":
-            return TPESampler(multivariate=True, seed=seed)
-        case "nsga2":
-            # Optuna's population of 50 would spend a budget of 50 trials on random ones.
-            population = 50 if budget.trials is None else min(50, max(8, budget.trials // 5))
-            return NSGAIISampler(population_size=population, seed=seed)
-        case "random":
-            return RandomSampler(seed=seed)
-    raise unknown_name("sampler", name, SAMPLERS)
-
-
-def _sampled(experiment: Experiment, layers: Layers, trial: BaseTrial) -> Policy:
-    """The canonical policy that the space makes. Raises `InputError` when there is none."""
-    menu = experiment.target.menu
-    try:
-        policy = experiment.space(trial, layers, experiment.target)
-        if not isinstance(policy, Policy):
-            raise TypeError(f"it returned {policy!r}")
-        policy.check(layers, menu)
-        return policy.canonical(layers, menu)
-    except ValidationError as error:
-        raise _no_policy(first_problem(error)) from error
-    except InputError as error:
-        raise _no_policy(str(error)) from error
-    except Exception as error:
-        raise _no_policy(f"{type(error).__name__}: {error}") from error
-
-
-def _no_policy(why: str) -> InputError:
-    return InputError(f"the search space made no valid policy: {why.splitlines()[0]}")

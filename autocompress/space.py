@@ -1,24 +1,28 @@
 """What search spaces have in common, and how one is found by name.
 
-A space is a function ``(trial, layers, target) -> Policy``. It asks the trial for every parameter every time, with the
-same name and range whatever the others are: Optuna learns how parameters act together only of those it always sees.
+A space is a function ``(trial, layers, target) -> Policy``, or one that takes the prior besides. It asks the trial for
+every parameter every time, with the same name and range whatever the others are: Optuna learns how parameters act
+together only of those it always sees.
 """
 
 import pkgutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import search_spaces
 from autocompress.errors import ExperimentError, unknown_name
-from autocompress.experiment import Space, run_file
+from autocompress.experiment import Space, Start, is_guided, run_file
 from autocompress.layer import Layers
 from autocompress.policy import Distill, Finetune, LayerPolicy
 from autocompress.target import Menu
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
+
+    from autocompress.prior import Prior
 
 # How many steps a layer may lie off the level of the whole network.
 SPREAD = 2
@@ -31,20 +35,27 @@ def load_space(name_or_file: str) -> Space:
 
     Raises `UnknownNameError` for a name that is no space of ours, `ExperimentError` for a file without one.
     """
+    space: Space | None = getattr(_module(name_or_file), "space", None)
+    if not callable(space):
+        raise ExperimentError(f"{name_or_file} defines no function `space(trial, layers, target)`")
+    return space
+
+
+def load_start(name_or_file: str) -> Start | Callable[["Prior"], Start]:
+    """What a space that takes the prior would have tried first; of others nothing. Raises as `load_space` does."""
+    return getattr(_module(name_or_file), "start", ()) if is_guided(load_space(name_or_file)) else ()
+
+
+def _module(name_or_file: str) -> ModuleType:
     file = Path(name_or_file)
     if file.suffix == ".py":
         if not file.is_file():
             raise ExperimentError(f"no search space file {name_or_file}")
-        module = run_file(file.resolve())
-    else:
-        known = [found.name for found in pkgutil.iter_modules(search_spaces.__path__)]
-        if name_or_file not in known:
-            raise unknown_name("search space", name_or_file, known)
-        module = import_module(f"search_spaces.{name_or_file}")
-    space: Space | None = getattr(module, "space", None)
-    if not callable(space):
-        raise ExperimentError(f"{name_or_file} defines no function `space(trial, layers, target)`")
-    return space
+        return run_file(file.resolve())
+    known = [found.name for found in pkgutil.iter_modules(search_spaces.__path__)]
+    if name_or_file not in known:
+        raise unknown_name("search space", name_or_file, known)
+    return import_module(f"search_spaces.{name_or_file}")
 
 
 def suggest_shares(trial: "BaseTrial", what: str, names: Iterable[str], *, high: float, step: float) -> dict[str, float]:

@@ -28,7 +28,7 @@ class _LearnedStep(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, scale: Tensor, largest: int) -> Tensor:
-        step = per_channel(scale, weight)
+        step = per_channel(scale.clamp_min(SMALLEST_SCALE), weight)
         steps = weight / step
         codes = steps.round().clamp_(-largest, largest)
         ctx.save_for_backward(steps, codes)
@@ -37,18 +37,19 @@ class _LearnedStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        (gradient,) = gradients
-        steps, codes = ctx.saved_tensors
-        inside = steps.abs() <= ctx.largest
-        per_weight = torch.where(inside, codes - steps, codes)
-        damping = (steps[0].numel() * ctx.largest) ** -0.5
-        return gradient * inside, (gradient * per_weight).flatten(1).sum(1) * damping, None
+        (gradient,), (steps, codes), largest = gradients, ctx.saved_tensors, ctx.largest
+        # Zero beyond the grid. With comparisons and masks the same takes five times as long.
+        within: Tensor = torch.ops.aten.hardtanh_backward(gradient, steps, -largest, largest)
+        per_weight = codes - torch.ops.aten.hardtanh_backward(steps, steps, -largest, largest)
+        damping = (steps[0].numel() * largest) ** -0.5
+        return within, per_weight.mul_(gradient).sum(tuple(range(1, steps.dim()))).mul_(damping), None
 
 
 class _FixedStep(torch.autograd.Function):
     """Rounds an activation to 256 steps; gradients pass where it lies between the first and the last.
 
-    What `torch.fake_quantize_per_tensor_affine` does, in a quarter of the time on a CPU.
+    What `torch.fake_quantize_per_tensor_affine` does, in a quarter of the time on a CPU. The grid is computed in float32
+    whatever the activation is: half precision rounds after every operation, and takes longer.
     """
 
     @staticmethod
@@ -56,7 +57,9 @@ class _FixedStep(torch.autograd.Function):
         low, high = -zero_point, 255 - zero_point
         ctx.save_for_backward(activation)
         ctx.range = low * scale, high * scale
-        return activation.div(scale).round_().clamp_(low, high).mul_(scale)
+        wide = activation.dtype is torch.float32
+        steps = activation.div(scale) if wide else activation.float().div_(scale)
+        return steps.round_().clamp_(low, high).mul_(scale).to(activation.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -77,6 +80,15 @@ def best_scales(weight: Tensor, bits: int) -> Tensor:
         error = ((rows / step).round().clamp(-largest, largest) * step - rows).square().sum(1)
         best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
     return best
+
+
+def _laid_out_as(example: Tensor, tensor: Tensor) -> Tensor:
+    """`tensor` with the strides of `example`: by them a convolution chooses the layout of its outputs.
+
+    Arithmetic forgets the strides of dimensions of size 1, and a network of which one half is in another layout than the
+    other takes half as long again.
+    """
+    return tensor if tensor.stride() == example.stride() else torch.empty_like(example).copy_(tensor)
 
 
 class StudentLayer(nn.Module):
@@ -106,7 +118,8 @@ class StudentLayer(nn.Module):
 
     def forward(self, activation: Tensor) -> Tensor:
         if isinstance(self.layer, nn.Conv2d):
-            convolved: Tensor = self.layer._conv_forward(activation, self.effective_weight(), self.layer.bias)
+            weight = _laid_out_as(self.layer.weight, self.effective_weight())
+            convolved: Tensor = self.layer._conv_forward(activation, weight, self.layer.bias)
             return convolved
         return nn.functional.linear(activation, self.effective_weight(), self.layer.bias)
 
@@ -115,9 +128,7 @@ class StudentLayer(nn.Module):
         weight = self._masked()
         if self.bits is None or self.scale is None:
             return weight
-        rounded: Tensor = _LearnedStep.apply(  # type: ignore[no-untyped-call]
-            weight, self.scale.clamp_min(SMALLEST_SCALE), largest_code(self.bits)
-        )
+        rounded: Tensor = _LearnedStep.apply(weight, self.scale, largest_code(self.bits))  # type: ignore[no-untyped-call]
         return rounded
 
     def codes(self) -> tuple[Tensor, Tensor]:

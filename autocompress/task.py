@@ -22,6 +22,7 @@ class Task(ABC):
     """
 
     score_range: tuple[float, float] = (0.0, 1.0)
+    divergence_unit: str = "mean squared difference of the outputs, as a share of their variance"
 
     @abstractmethod
     def model(self) -> nn.Module:
@@ -47,6 +48,14 @@ class Task(ABC):
         low, high = np.percentile(scores, [2.5, 97.5])
         return float(low), float(high)
 
+    def divergence(self, outputs: Tensor, reference: Tensor) -> Tensor:
+        """How far `outputs` (n, ...) are from the `reference` of the uncompressed model: a scalar tensor, 0 where they agree.
+
+        In `divergence_unit`: by default the mean squared difference over the variance of the reference.
+        """
+        smallest = torch.finfo(reference.dtype).tiny
+        return (outputs - reference).square().mean() / reference.var(correction=0).clamp_min(smallest)
+
     def train(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> None:  # noqa: B027  # optional, not abstract
         """Trains `model` in place on the `train` split. By default nothing: the model came trained."""
 
@@ -58,8 +67,16 @@ class Task(ABC):
 class ClassificationTask(Task):
     """Cross-entropy, top-1 accuracy and its Wilson interval for outputs of shape (n, classes) and integer targets (n,)."""
 
+    divergence_unit = "KL of the outputs, nats"
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return nn.functional.cross_entropy(outputs, targets)
+
+    def divergence(self, outputs: Tensor, reference: Tensor) -> Tensor:
+        """The mean Kullback-Leibler divergence of the classes (last dimension) from those of the `reference`, in nats."""
+        # In single precision the sum of a close pair comes out below 0.
+        ours, theirs = (values.double().log_softmax(-1).flatten(0, -2) for values in (outputs, reference))
+        return nn.functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
 
     def score(self, outputs: Array, targets: Array) -> float:
         return float((outputs.argmax(axis=1) == targets).mean())

@@ -3,14 +3,18 @@
 import os
 import platform
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
 from torch import Tensor, nn
 
 from autocompress.baseline import Baseline, Data, as_tensors
@@ -29,6 +33,11 @@ from autocompress.target import Target
 from autocompress.task import Task
 
 Progress = Callable[[Rung], bool]
+
+# The file of a trial from which a refit goes on.
+CHECKPOINT = "student.safetensors"
+# Where a trial is judged, as shares of its fine-tuning steps.
+RUNGS = (0.0, 0.5, 1.0)
 
 # Training inputs that set batch-norm statistics and activation ranges, and that rank channels by "taylor".
 _CALIBRATION = 512
@@ -50,25 +59,41 @@ def run_trial(
     seed: int,
     folder: Path,
     timer: Timer | None = None,
+    rungs: Sequence[float] = RUNGS,
+    screened: bool = False,
+    checkpoint: bytes | None = None,
+    refit_of: int | None = None,
 ) -> TrialResult:
     """Carries out `policy` and measures what comes out; see `trial_rungs` for the parameters.
 
-    `progress` hears of every rung; when it answers False the trial ends there as STOPPED.
+    `progress` hears of every rung; when it answers False the trial ends there as STOPPED. `refit_of` is noted in the
+    result.
     """
     started = time.time()
-    rungs = trial_rungs(
-        policy, task, target, baseline=baseline, data=data, number=number, seed=seed, folder=folder, timer=timer
+    trial = trial_rungs(
+        policy,
+        task,
+        target,
+        baseline=baseline,
+        data=data,
+        number=number,
+        seed=seed,
+        folder=folder,
+        timer=timer,
+        rungs=rungs,
+        screened=screened,
+        checkpoint=checkpoint,
     )
     reached: list[Rung] = []
     while True:
         try:
-            rung = next(rungs)
+            rung = next(trial)
         except StopIteration as end:
             result: TrialResult = end.value
-            return result
+            return result.model_copy(update={"refit_of": refit_of})
         reached.append(rung)
         if not progress(rung):
-            rungs.close()
+            trial.close()
             return TrialResult(
                 number=number,
                 policy=policy,
@@ -76,7 +101,9 @@ def run_trial(
                 rungs=tuple(reached),
                 seed=seed,
                 started=started,
+                environment=environment(),
                 summary=policy.describe(baseline.layers),
+                refit_of=refit_of,
             )
 
 
@@ -91,12 +118,18 @@ def trial_rungs(
     seed: int,
     folder: Path,
     timer: Timer | None = None,
+    rungs: Sequence[float] = RUNGS,
+    screened: bool = False,
+    checkpoint: bytes | None = None,
 ) -> Generator[Rung, None, TrialResult]:
     """A trial that pauses at every rung: yields it, and returns the result.
 
-    `data` holds the train and validation splits, `folder` is where ``model.onnx`` and ``policy.json`` go. `timer` times
-    an exported file; without one it is timed in this process, while nothing else on this machine trains. What goes
-    wrong in the trial makes it FAILED; only a policy that does not fit the network or the target raises (`InputError`).
+    `data` holds the train and validation splits, `folder` is where ``model.onnx``, ``policy.json`` and the checkpoint go.
+    `timer` times an exported file; without one it is timed in this process, while nothing else on this machine trains.
+    `rungs` are shares of the fine-tuning steps. With `screened` the file is exported and measured at the first rung
+    already, for who stops bad trials there. `checkpoint` is that of another trial of a policy that differs in fine-tuning
+    only: training goes on from there. What goes wrong in the trial makes it FAILED; only a policy that does not fit the
+    network or the target raises (`InputError`).
     """
     policy.check(baseline.layers, target.menu)
     clock = _Clock()
@@ -108,21 +141,39 @@ def trial_rungs(
         lane = Lane()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         inputs, targets = (tensor.to(device) for tensor in as_tensors(data["train"]))
+        examples = inputs[:_EXAMPLES].cpu()
         teacher = _teacher(baseline, task, device)
+
+        def judge(model: nn.Module) -> float:
+            with clock.stage("evaluate"):
+                return evaluate(model, task, data["validation"], lane=lane)
+
+        def exported(model: nn.Module) -> bytes:
+            with clock.stage("export"), lane.shared():
+                return runtime_of(target).export(_for_export(model), examples)
+
+        def measured(file: bytes, model: nn.Module) -> dict[str, float]:
+            with clock.stage("measure"):
+                return _measure(file, model, target, baseline, examples, timer, lane)
+
         with clock.stage("compress"), lane.shared():
             calibration = inputs[torch.as_tensor(np.random.default_rng(seed).permutation(len(inputs))[:_CALIBRATION])]
             student = compress(teacher.model, policy, calibration, _gradients(task, inputs, targets))
+            if checkpoint is not None:
+                _restore(student, checkpoint)
             student = _in_fast_layout(student, calibration[:_EXAMPLES])
+        early = measured(exported(student), student) if screened else {}
         for rung in clock.each(
-            "finetune", finetune(student, policy, task, teacher, (inputs, targets), data["validation"], seed=seed, lane=lane)
+            "finetune",
+            finetune(student, policy, task, teacher, (inputs, targets), judge, rungs=rungs, seed=seed, lane=lane),
         ):
-            reached.append(rung)
-            yield rung
-        student = student.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        with clock.stage("export"), lane.shared():
-            file = runtime_of(target).export(student, inputs[:_EXAMPLES].cpu())
-        with clock.stage("measure"):
-            metrics = _measure(file, student, task, target, baseline, data, timer, lane)
+            reached.append(rung.model_copy(update={"metrics": early, "seconds": clock.total}))
+            yield reached[-1]
+        file = exported(student)
+        with clock.stage("evaluate"):
+            accuracy = _score(file, task, target, data, lane, expected=max(rung.accuracy for rung in reached))
+        metrics = {**measured(file, student), "accuracy": accuracy}
+        write_whole(folder / CHECKPOINT, _checkpoint(student))
         write_whole(folder / "model.onnx", file)
         write_whole(folder / "policy.json", policy.to_json(indent=1))
     except InputError:  # nothing that another policy could avoid
@@ -161,20 +212,14 @@ def environment() -> Environment:
 def _measure(
     file: bytes,
     student: nn.Module,
-    task: Task,
     target: Target,
     baseline: Baseline,
-    data: Data,
+    examples: Tensor,
     timer: Timer | None,
     lane: Lane,
 ) -> dict[str, float]:
-    with lane.shared():
-        accuracy = score(file, data["validation"], task, target)
-    expected = evaluate(student, task, data["validation"], lane=lane)
-    low, high = task.score_range
-    if abs(accuracy - expected) > _SCORE_GAP * (high - low):
-        raise ExportError(f"the exported file scores {accuracy:.4f}, the student it was made from {expected:.4f}")
-    size = cost(student, torch.tensor(data["train"][0][:_EXAMPLES]))
+    """What the file costs; its score is another matter."""
+    size = cost(student, examples.to(next(student.parameters()).device))
     latency = timer(file) if timer is not None else measure_latency(file, baseline.onnx, target, lane=lane)
     return {
         "size_bytes": float(size_bytes(file)),
@@ -182,10 +227,37 @@ def _measure(
         "latency_ms": latency.ratio * baseline.metrics["latency_ms"],
         "latency_ratio": latency.ratio,
         "latency_measured_ms": latency.latency_ms,
-        "accuracy": accuracy,
         "macs": float(size.macs),
         "params": float(size.params),
     }
+
+
+def _score(file: bytes, task: Task, target: Target, data: Data, lane: Lane, *, expected: float) -> float:
+    with lane.shared():
+        accuracy = score(file, data["validation"], task, target)
+    low, high = task.score_range
+    if abs(accuracy - expected) > _SCORE_GAP * (high - low):
+        raise ExportError(f"the exported file scores {accuracy:.4f}, the student it was made from {expected:.4f}")
+    return accuracy
+
+
+def _for_export(student: nn.Module) -> nn.Module:
+    """A copy on the CPU, in the usual layout."""
+    copy: nn.Module = deepcopy(student).cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return copy
+
+
+def _checkpoint(student: nn.Module) -> bytes:
+    arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in student.state_dict().items()}
+    return save_tensors(arrays)
+
+
+def _restore(student: nn.Module, checkpoint: bytes) -> None:
+    try:
+        arrays = load_tensors(checkpoint)
+        student.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
+    except (SafetensorError, RuntimeError) as error:
+        raise TrialError(f"the checkpoint does not fit the policy: {str(error).splitlines()[-1].strip()}") from error
 
 
 # A worker runs many trials of one search: the teacher and its answers are computed once.
@@ -218,19 +290,29 @@ def _gradients(task: Task, inputs: Tensor, targets: Tensor) -> Callable[[nn.Modu
 
 
 class _Clock:
-    """Seconds spent in each stage of a trial."""
+    """Seconds spent in each stage of a trial; a stage within another counts for itself alone."""
 
     def __init__(self) -> None:
         self.started = time.time()
         self.seconds: dict[str, float] = {}
+        self._inner: list[float] = []
+
+    @property
+    def total(self) -> float:
+        return round(sum(self.seconds.values()), 4)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
+        self._inner.append(0.0)
         try:
             yield
         finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 4)
+            taken = time.perf_counter() - start
+            own = taken - self._inner.pop()
+            if self._inner:
+                self._inner[-1] += taken
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + own, 4)
 
     def each(self, name: str, rungs: Iterator[Rung]) -> Iterator[Rung]:
         """Counts the time between rungs, not the time in which a rung is looked at."""

@@ -23,7 +23,8 @@ from autocompress.front import ParetoFront, missed
 from autocompress.layer import Layers
 from autocompress.policy import Finetune, LayerPolicy, Policy
 from autocompress.result import Rung, Status, TrialResult
-from autocompress.search import EXHAUSTED_AFTER, STATES, STUDY_NAME, Asked, Search
+from autocompress.search import EXHAUSTED_AFTER, STATES, Asked, Search
+from autocompress.study import STUDY_NAME
 from autocompress.target import Target
 from autocompress.testing import ToyTask
 from autocompress.trackers.jsonl import JsonlRecord

@@ -17,7 +17,7 @@ from autocompress.result import Rung, Status, TrialResult
 from autocompress.target import Target
 from autocompress.task import Task
 from autocompress.testing import FailingTask, NanTask, ToyTask
-from autocompress.trial import run_trial
+from autocompress.trial import CHECKPOINT, run_trial
 
 NAMES = ("stem", "conv1", "conv2", "head")
 POLICY = Policy(
@@ -56,9 +56,11 @@ def test_everything_is_measured_on_the_exported_file(run: Any, toy_data: Data, t
     assert result.metrics["macs"] < toy_baseline.metrics["macs"]
     assert result.metrics["params"] < toy_baseline.metrics["params"]
     assert Policy.from_json((tmp_path / "trial" / "policy.json").read_text()) == POLICY
-    assert [rung.step for rung in result.rungs] == [0, 4, 8, 12, 16]
+    assert [rung.step for rung in result.rungs] == [0, 8, 16]
     assert result.model == "trials/0007/model.onnx"
-    assert set(result.seconds) == {"compress", "finetune", "export", "measure"}
+    assert set(result.seconds) == {"compress", "finetune", "evaluate", "export", "measure"}
+    assert [rung.seconds for rung in result.rungs] == sorted({rung.seconds for rung in result.rungs})
+    assert result.rungs[-1].seconds < result.compute == pytest.approx(sum(result.seconds.values()))
     assert TrialResult.from_json(result.to_json()) == result
 
 
@@ -89,6 +91,46 @@ def test_progress_may_stop_it(run: Any, tmp_path: Path) -> None:
     result = run(progress=until_second)
     assert (result.status, result.metrics, len(result.rungs)) == (Status.STOPPED, {}, 2)
     assert not (tmp_path / "trial" / "model.onnx").exists()
+
+
+def test_what_is_stopped_still_says_what_it_cost(run: Any) -> None:
+    result = run(progress=lambda rung: rung.step < 8, rungs=(0.0, 0.5))
+    assert result.status is Status.STOPPED
+    assert result.compute == result.rungs[-1].seconds > 0
+    assert result.environment is not None
+
+
+def test_a_screened_trial_knows_its_size_and_latency_before_it_trains(run: Any, tmp_path: Path) -> None:
+    result = run(screened=True)
+    first = result.rungs[0].metrics
+    assert first["latency_ms"] > 0
+    assert first["macs"] == result.metrics["macs"]
+    # Only zeros that training makes or fills can change the file's size.
+    assert first["size_bytes"] == pytest.approx(result.metrics["size_bytes"], rel=0.03)
+    assert "accuracy" not in first
+    assert all(rung.metrics == first for rung in result.rungs)
+
+
+def test_a_refit_goes_on_where_the_trial_ended(run: Any, tmp_path: Path) -> None:
+    first = run()
+    checkpoint = (tmp_path / "trial" / CHECKPOINT).read_bytes()
+    longer = POLICY.model_copy(update={"finetune": POLICY.finetune.model_copy(update={"steps": 24})})
+    result = run(longer, checkpoint=checkpoint, refit_of=7, number=9, folder=tmp_path / "refit")
+    assert result.status is Status.COMPLETE
+    assert result.refit_of == 7
+    assert result.rungs[0].accuracy == max(rung.accuracy for rung in first.rungs)
+    assert result.rungs[-1].step == 24
+    assert result.metrics["macs"] == first.metrics["macs"]
+
+
+def test_a_checkpoint_of_another_policy_fails_the_trial(run: Any, tmp_path: Path) -> None:
+    run()
+    checkpoint = (tmp_path / "trial" / CHECKPOINT).read_bytes()
+    wider = POLICY.model_copy(update={"channel_sparsity": {}})
+    for given in (checkpoint, b"no checkpoint"):
+        result = run(wider, checkpoint=given, folder=tmp_path / "other")
+        assert result.status is Status.FAILED
+        assert result.error.startswith("the checkpoint does not fit the policy")
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial(run: Any) -> None:

@@ -1,5 +1,7 @@
 """What runs the trials of a search: one after another in this process, or many at once on Ray."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -8,8 +10,10 @@ if TYPE_CHECKING:  # Ray's processes load this package; none of them needs all o
     from autocompress.baseline import Baseline, Data
     from autocompress.experiment import Experiment
     from autocompress.folder import RunFolder
+    from autocompress.option import Option
     from autocompress.result import Rung, TrialResult
     from autocompress.search import Asked, Search
+    from autocompress.tables import CostTable
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +50,18 @@ class Driver(Protocol):
 
     def check(self) -> None:
         """Raises `InputError` when it could run nothing: before time is spent on the uncompressed model."""
+
+    def session(self, job: Job) -> AbstractContextManager[None]:
+        """Keeps the workers for all that is called within; what is called outside of it starts its own."""
+
+    def divergences(self, options: "Sequence[Option]", job: Job) -> "Iterator[tuple[Option, float | None, float]]":
+        """Measures each option alone, spread over the workers: option, divergence, worker-seconds; in any order.
+
+        See `autocompress.sensitivity.divergences_of`.
+        """
+
+    def costs(self, job: Job, policies: int) -> "CostTable":
+        """Measures the cost table where latency is measured; see `autocompress.profile.profile`."""
 
     def run(self, search: "Search", job: Job, listener: Listener) -> None:
         """Returns when the search asks for nothing more and knows the result of every trial that was started.

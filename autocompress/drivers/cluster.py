@@ -20,6 +20,8 @@ from autocompress.folder import RunFolder
 
 _REACH_SECONDS = 10.0
 LANE = "latency_lane"
+# Of the workers: the folder here of which each has a copy.
+_COPIED = "AUTOCOMPRESS_COPIED_FOLDER"
 
 # Ray and Tune read these when they start; what the user has set stays.
 _SETTINGS = {
@@ -52,17 +54,17 @@ def ray_cluster(address: str | None, *, threads: int, experiment_file: Path, run
     settings = _SETTINGS if address else {**_SETTINGS, **_LOCAL_SETTINGS}
     with _environment(settings), _logged_to(run.log):
         if ray.is_initialized():
-            yield experiment_file
+            yield _as_workers_see(experiment_file)
             return
-        environment: dict[str, Any] = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
+        variables = {"OMP_NUM_THREADS": str(threads)}
         try:
             if address is None:
-                _start(environment)
-                yield experiment_file
+                _start({"env_vars": variables})
             else:
+                folder = str(experiment_file.parent)
                 excludes = _excludes(experiment_file, run.path)
-                _join(address, {**environment, "working_dir": str(experiment_file.parent), "excludes": excludes})
-                yield Path(experiment_file.name)  # a worker's current folder is its copy of that folder
+                _join(address, {"env_vars": {**variables, _COPIED: folder}, "working_dir": folder, "excludes": excludes})
+            yield _as_workers_see(experiment_file)
         finally:
             with redirect_stdout(io.StringIO()):  # it would repeat what it has said before
                 ray.shutdown()
@@ -88,6 +90,12 @@ def lane_resources() -> dict[str, float]:
     """
     declared = LANE in ray.cluster_resources()  # type: ignore[no-untyped-call]
     return {LANE if declared else "node:__internal_head__": 0.001}
+
+
+def _as_workers_see(file: Path) -> Path:
+    """The path in a worker, whose current folder is its copy of the folder that was sent, if one was."""
+    copied = ray.get_runtime_context().runtime_env.get("env_vars", {}).get(_COPIED)
+    return Path(file.name) if copied == str(file.parent) else file
 
 
 def _start(environment: dict[str, Any]) -> None:

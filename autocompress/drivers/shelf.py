@@ -1,18 +1,31 @@
-"""The shelf: a Ray actor on the driver's machine that takes the files of finished trials into the run folder.
+"""The shelf: a Ray actor on the driver's machine that stands for the run folder.
 
-By itself in a module that loads quickly, because a process is started for it.
+It takes the files of finished trials, and gives what trials need. By itself in a module that loads quickly, because a
+process is started for it.
 """
 
 from pathlib import Path
+from typing import Any
 
 from autocompress.folder import RunFolder, write_whole
 
 
 class Shelf:
-    def __init__(self, run: str) -> None:
+    """`equipment` is what every trainer starts with. Only references: this process never opens it."""
+
+    def __init__(self, run: str, equipment: dict[str, Any]) -> None:
         self._run = RunFolder(run)
+        self._equipment = equipment
+
+    def equip(self) -> dict[str, Any]:
+        return self._equipment
 
     def keep(self, number: int, files: dict[str, bytes]) -> None:
         """Writes the files of trial `number`, by name, into its folder."""
         for name, content in files.items():
             write_whole(self._run.trial(number) / Path(name).name, content)
+
+    def give(self, number: int, name: str) -> bytes | None:
+        """A file of trial `number`; None when it is not there."""
+        file = self._run.trial(number) / Path(name).name
+        return file.read_bytes() if file.is_file() else None

@@ -3,57 +3,42 @@
 Only strings, bytes and arrays come in and go out; the model is built here, from the experiment file.
 """
 
-import os
 import shutil
 from collections.abc import Generator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray import tune
 
-from autocompress.baseline import Baseline, Data
+from autocompress.drivers.endings import found
+from autocompress.drivers.supplies import Supplies
 from autocompress.drivers.timing import remote_timer
-from autocompress.experiment import load_experiment
+from autocompress.errors import TrialError
 from autocompress.policy import Policy
 from autocompress.result import Rung, TrialResult
 from autocompress.target import Target
-from autocompress.task import Task
-from autocompress.trial import trial_rungs
+from autocompress.trial import CHECKPOINT, environment, trial_rungs
 
 _SHELF_SECONDS = 300.0
-# Trainers give way to what else the machine does, above all to the latency lane.
-_NICENESS = 10
-
-
-@dataclass(frozen=True, eq=False)
-class Supplies:
-    """What every trainer of a search needs. It lies in Ray's object store; trainers of a node share its arrays, read-only."""
-
-    experiment_file: str
-    target: str
-    threads: int
-    baseline: Baseline
-    data: Data
 
 
 class Trainer(tune.Trainable):
     """One call of `step` takes the trial to its next rung.
 
-    A trial is `{"number": int, "policy": JSON, "seed": int}`. A step gives `{"rung": JSON}`, the last one
-    `{"result": JSON, "done": True}`, when the trial's files are already on the shelf.
+    A trial is `{"shelf": name of the actor, "number": int, "policy": JSON, "seed": int, "refit_of": int | None}`. A step
+    gives `{"rung": JSON}`, at the first rung with the `"environment"` (JSON). The last one gives `{"result": JSON, "done":
+    True}`, when the trial's files are already on the shelf, or, when the trial could not even begin, `{"error": one line,
+    "done": True}`.
     """
 
-    def setup(  # type: ignore[override]  # tune.with_parameters gives what follows the config
-        self, config: dict[str, Any], supplies: Supplies, lane: Any, shelf: Any
-    ) -> None:
-        os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
-        torch.set_num_threads(supplies.threads)
-        self._supplies, self._lane, self._shelf = supplies, lane, shelf
-        self._baseline_file = ray.put(supplies.baseline.onnx)
+    def setup(self, config: dict[str, Any]) -> None:
+        self._shelf = ray.get_actor(config["shelf"])
+        equipment = ray.get(self._shelf.equip.remote(), timeout=_SHELF_SECONDS)
+        self._lane, self._baseline_file = equipment["lane"], equipment["baseline_file"]
+        self._supplies: Supplies = ray.get(equipment["supplies"])
+        self._supplies.take_place()
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -63,9 +48,13 @@ class Trainer(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         try:
-            return {"rung": next(self._rungs).to_json()}
+            rung = next(self._rungs)
         except StopIteration as end:
             result: TrialResult = end.value
+        except TrialError as error:
+            return {"error": str(error), "done": True}
+        else:
+            return {"rung": rung.to_json(), **({"environment": self._environment} if rung.step == 0 else {})}
         files = {path.name: path.read_bytes() for path in self._folder.iterdir()} if self._folder.is_dir() else {}
         ray.get(self._shelf.keep.remote(result.number, files), timeout=_SHELF_SECONDS)
         return {"result": result.to_json(), "done": True}
@@ -83,7 +72,7 @@ class Trainer(tune.Trainable):
         return (
             yield from trial_rungs(
                 Policy.from_json(config["policy"]),
-                self._task,
+                self._supplies.task,
                 Target.from_json(self._supplies.target),
                 baseline=self._supplies.baseline,
                 data=self._supplies.data,
@@ -91,9 +80,17 @@ class Trainer(tune.Trainable):
                 seed=config["seed"],
                 folder=self._folder,
                 timer=remote_timer(self._lane, self._baseline_file),
+                rungs=self._supplies.rungs,
+                screened=self._supplies.halving and config["refit_of"] is None,
+                checkpoint=self._checkpoint_of(config["refit_of"]),
             )
         )
 
+    def _checkpoint_of(self, number: int | None) -> bytes | None:
+        if number is None:
+            return None
+        return found(ray.get(self._shelf.give.remote(number, CHECKPOINT), timeout=_SHELF_SECONDS), number)
+
     @cached_property
-    def _task(self) -> Task:
-        return load_experiment(self._supplies.experiment_file).task
+    def _environment(self) -> str:
+        return environment().to_json()

@@ -1,32 +1,37 @@
 """Runs trials on Ray Tune, on this machine or on a cluster. Tune only executes: the study and the record are ours."""
 
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import ray
 from ray import cloudpickle, tune
 from ray.exceptions import RayError
 from ray.tune.experiment import Trial
 from ray.tune.logger import JsonLoggerCallback
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autocompress.drivers import Job, Listener
 from autocompress.drivers.cluster import check_answers, lane_resources, ray_cluster, room
+from autocompress.drivers.desk import Desk
 from autocompress.drivers.interrupt import on_interrupt
+from autocompress.drivers.measuring import costs_in_lane, spread_divergences
 from autocompress.drivers.shelf import Shelf
+from autocompress.drivers.supplies import Supplies
 from autocompress.drivers.timing import LatencyLane, reason
-from autocompress.drivers.trainer import Supplies, Trainer
+from autocompress.drivers.trainer import Trainer
 from autocompress.errors import InputError, UnreachableError
 from autocompress.experiment import Experiment
-from autocompress.layer import Layers
-from autocompress.result import Rung, Status, TrialResult
-from autocompress.search import Asked, Search
+from autocompress.option import Option
+from autocompress.search import Search
+from autocompress.tables import CostTable
 
 _READY_SECONDS = 120.0
 
@@ -52,45 +57,39 @@ class TuneDriver:
         if self.address is not None:
             check_answers(self.address)
 
+    @contextmanager
+    def session(self, job: Job) -> Iterator[None]:
+        """See `Driver.session`. Raises `UnreachableError`."""
+        with self._ray(job):
+            yield
+
+    def divergences(self, options: Sequence[Option], job: Job) -> Iterator[tuple[Option, float | None, float]]:
+        """See `Driver.divergences`. Raises `InputError` when a function of the task fails or workers die again and again."""
+        with self._ray(job) as there:
+            workers = self._concurrency(job.experiment)
+            yield from spread_divergences(options, job.experiment, Supplies.of(job, there), workers)
+
+    def costs(self, job: Job, policies: int) -> CostTable:
+        """See `Driver.costs`. Raises `InputError` when a function of the task fails or the worker dies twice."""
+        with self._ray(job) as there:
+            return costs_in_lane(Supplies.of(job, there), policies)
+
     def run(self, search: Search, job: Job, listener: Listener) -> None:
         """See `Driver.run`. Raises `UnreachableError`, and `ExperimentError` when no node is large enough for a trial."""
-        file = job.experiment_file.resolve()
         try:
-            with ray_cluster(self.address, threads=job.threads, experiment_file=file, run=job.folder) as there:
-                desk = _Desk(search, listener, job.baseline.layers)
-                self._fit(desk, job, there)
+            with self._ray(job) as there:
+                concurrency = self._concurrency(job.experiment)
+                desk = Desk(search, listener, job.baseline.layers)
+                with _equipped(job, there, joined=self.address is not None) as shelf:
+                    _fit(desk, job.experiment, concurrency, shelf)
             if desk.failure is not None:
                 raise desk.failure
         except KeyboardInterrupt:
             search.stop("interrupted")
 
-    def _fit(self, desk: "_Desk", job: Job, experiment_file: Path) -> None:
-        experiment = job.experiment
-        concurrency = self._concurrency(experiment)
-        lane, shelf = _lane(job, joined=self.address is not None), _shelf(job)
-        trainer = tune.with_parameters(Trainer, supplies=_supplies(job, experiment_file), lane=lane, shelf=shelf)
-        resources = {"cpu": experiment.cpus_per_trial, "gpu": experiment.gpus_per_trial}
-        with tempfile.TemporaryDirectory(prefix="autocompress-tune-") as storage, on_interrupt(desk.interrupt):
-            tune.Tuner(
-                tune.with_resources(trainer, resources),
-                tune_config=tune.TuneConfig(
-                    search_alg=_Asking(desk),
-                    num_samples=-1,
-                    # Without it Tune starts one trial at a time, whatever the searcher offers.
-                    max_concurrent_trials=concurrency,
-                    reuse_actors=True,
-                    trial_dirname_creator=_folder_name,
-                ),
-                run_config=tune.RunConfig(
-                    name="search",
-                    storage_path=storage,
-                    verbose=0,
-                    stop=_Ending(desk),
-                    callbacks=[_Telling(desk), JsonLoggerCallback()],  # type: ignore[no-untyped-call]
-                    failure_config=tune.FailureConfig(max_failures=1),
-                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                ),
-            ).fit()
+    def _ray(self, job: Job) -> AbstractContextManager[Path]:
+        file = job.experiment_file.resolve()
+        return ray_cluster(self.address, threads=job.threads, experiment_file=file, run=job.folder)
 
     def _concurrency(self, experiment: Experiment) -> int:
         joined = self.address is not None
@@ -103,103 +102,37 @@ class TuneDriver:
         return min(fit, self.concurrency or fit)
 
 
-@dataclass
-class _Running:
-    asked: Asked
-    since: float = field(default_factory=time.time)
-    rungs: list[Rung] = field(default_factory=list)
-    announced: bool = False
-
-
-class _Desk:
-    """Stands between Tune, which knows trials by ids of its own, and the search, which knows them by number."""
-
-    def __init__(self, search: Search, listener: Listener, layers: Layers) -> None:
-        self._search = search
-        self._listener = listener
-        self._layers = layers
-        self._running: dict[str, _Running] = {}
-        self.closed = False
-        self.failure: Exception | None = None
-
-    def ask(self, trial_id: str) -> dict[str, Any] | str | None:
-        """A trial for Tune to start, None when it should ask again later, `Searcher.FINISHED` when all is done."""
-        with self._guarded():
-            asked = None if self.closed else self._search.ask()
-            if asked is not None:
-                self._running[trial_id] = _Running(asked)
-                return {"number": asked.number, "policy": asked.policy.to_json(), "seed": asked.seed}
-        return None if self._running and not self.closed else str(Searcher.FINISHED)
-
-    def started(self, trial_id: str) -> None:
-        with self._guarded():
-            self._announce(self._running[trial_id])
-
-    def result(self, trial_id: str, reported: dict[str, Any]) -> None:
-        with self._guarded():
-            if "result" in reported:
-                self._finish(trial_id, TrialResult.from_json(reported["result"], source="a worker's result"))
-            elif "rung" in reported:
-                self._rung(self._running[trial_id], Rung.from_json(reported["rung"], source="a worker's rung"))
-
-    def ended(self, trial_id: str) -> None:
-        """A trial that has given no result until now was stopped on purpose."""
-        with self._guarded():
-            if trial_id in self._running:
-                self._finish(trial_id, self._without_metrics(trial_id, Status.STOPPED, None))
-
-    def lost(self, trial_id: str, error: str) -> None:
-        with self._guarded():
-            if trial_id in self._running:
-                self._finish(trial_id, self._without_metrics(trial_id, Status.FAILED, error))
-
-    def interrupt(self) -> None:
-        self._search.stop("interrupted")
-        self.closed = True
-
-    def _announce(self, running: _Running) -> None:
-        if not running.announced:
-            running.announced = True
-            self._listener.started(running.asked)
-
-    def _rung(self, running: _Running, rung: Rung) -> None:
-        # A trial begun again on another worker passes the same rungs again.
-        if not running.rungs or rung.step > running.rungs[-1].step:
-            running.rungs.append(rung)
-            self._listener.rung(running.asked.number, rung)
-
-    def _finish(self, trial_id: str, result: TrialResult) -> None:
-        self._announce(self._running.pop(trial_id))
-        self._listener.finished(result)
-        self._search.tell(result)
-
-    def _without_metrics(self, trial_id: str, status: Status, error: str | None) -> TrialResult:
-        running = self._running[trial_id]
-        asked = running.asked
-        return TrialResult(
-            number=asked.number,
-            policy=asked.policy,
-            status=status,
-            rungs=tuple(running.rungs),
-            error=error,
-            seed=asked.seed,
-            started=running.since,
-            summary=asked.policy.describe(self._layers),
-        )
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001  # raised again by the driver; Tune would take it for a trial's
-            self.failure = self.failure or error
-            self.closed = True
+def _fit(desk: Desk, experiment: Experiment, concurrency: int, shelf: str) -> None:
+    resources = {"cpu": experiment.cpus_per_trial, "gpu": experiment.gpus_per_trial}
+    with tempfile.TemporaryDirectory(prefix="autocompress-tune-") as storage, on_interrupt(desk.interrupt):
+        tune.Tuner(
+            tune.with_resources(Trainer, resources),
+            param_space={"shelf": shelf},
+            tune_config=tune.TuneConfig(
+                search_alg=_Asking(desk),
+                scheduler=_Judging(desk),
+                num_samples=-1,
+                # Without it Tune starts one trial at a time, whatever the searcher offers.
+                max_concurrent_trials=concurrency,
+                reuse_actors=True,
+                trial_dirname_creator=_folder_name,
+            ),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=storage,
+                verbose=0,
+                stop=_Ending(desk),
+                callbacks=[_Telling(desk), JsonLoggerCallback()],  # type: ignore[no-untyped-call]
+                failure_config=tune.FailureConfig(max_failures=1),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        ).fit()
 
 
 class _NotStored:
     """Tune writes all it is given into snapshots that nobody reads; a search does not belong there."""
 
-    def __init__(self, desk: _Desk) -> None:
+    def __init__(self, desk: Desk) -> None:
         super().__init__()
         self._desk = desk
 
@@ -209,13 +142,34 @@ class _NotStored:
 
 class _Asking(_NotStored, Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray's FINISHED is a string
-        return self._desk.ask(trial_id)
+        trial = self._desk.ask(trial_id)
+        return trial if trial is not None or self._desk.waiting else str(Searcher.FINISHED)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing: Tune tells the callback too, and there with the reason."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing, see `_NotStored`."""
+
+
+class _Judging(_NotStored, FIFOScheduler):
+    """Asks after each rung whether the trial goes on; starts trials in the order in which they came."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__(desk)
+        self._waiting: deque[Trial] = deque()
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        self._waiting.append(trial)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        # Tune's own goes through all trials there have ever been, ten times a second and more.
+        while self._waiting and self._waiting[0].status != Trial.PENDING:
+            self._waiting.popleft()
+        return self._waiting[0] if self._waiting else None
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        return str(self.CONTINUE if self._desk.rung(trial.trial_id, result) else self.STOP)
 
 
 class _Telling(_NotStored, tune.Callback):
@@ -240,14 +194,23 @@ class _Ending(_NotStored, tune.Stopper):
         return self._desk.closed
 
 
-def _supplies(job: Job, experiment_file: Path) -> Supplies:
-    return Supplies(
-        experiment_file=str(experiment_file),
-        target=job.experiment.target.to_json(),
-        threads=job.threads,
-        baseline=job.baseline,
-        data=job.data,
-    )
+@contextmanager
+def _equipped(job: Job, experiment_file: Path, *, joined: bool) -> Iterator[str]:
+    """The name of the shelf from which trainers get all they need, for as long as the context lasts."""
+    name = f"autocompress-shelf-{uuid4().hex}"
+    lane = _lane(job, joined=joined)
+    equipment = {
+        "supplies": ray.put(Supplies.of(job, experiment_file)),
+        "baseline_file": ray.put(job.baseline.onnx),
+        "lane": lane,
+    }
+    here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
+    shelf = ray.remote(Shelf).options(name=name, num_cpus=0, scheduling_strategy=here).remote(str(job.folder.path), equipment)
+    try:
+        yield name
+    finally:
+        for actor in (shelf, lane):
+            ray.kill(actor)
 
 
 def _lane(job: Job, *, joined: bool) -> Any:
@@ -265,11 +228,6 @@ def _lane(job: Job, *, joined: bool) -> Any:
                 "they are here, and the same RAY_AUTH_MODE"
             ) from error
     return lane
-
-
-def _shelf(job: Job) -> Any:
-    here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Shelf).options(num_cpus=0, scheduling_strategy=here).remote(str(job.folder.path))
 
 
 def _error(trial: Trial) -> str:

@@ -1,4 +1,4 @@
-"""What a search found, to look at: three files in the run folder, and a table for the terminal."""
+"""What a search found, to look at: files in the run folder, and tables for the terminal."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,10 @@ from autocompress.folder import RunFolder, write_whole
 from autocompress.front import ParetoFront
 from autocompress.layer import Layers
 from autocompress.report.data import nearest_lines, report_of
+from autocompress.report.evidence import evidence_of
 from autocompress.report.page import front_page
 from autocompress.report.picture import front_picture
+from autocompress.report.search_picture import search_picture
 from autocompress.report.terminal import front_table
 from autocompress.result import TrialResult
 
@@ -15,8 +17,15 @@ __all__ = ["front_table", "nearest_lines", "write_report"]
 
 
 def write_report(folder: RunFolder, front: ParetoFront, results: Sequence[TrialResult], layers: Layers, *, title: str) -> None:
-    """Writes `front.csv` (a row for every complete trial), `front.html` (interactive, one file, works offline), `front.png`."""
-    report = report_of(front, results, layers, title)
+    """Writes what is to be looked at into the run folder.
+
+    `front.csv` (a row for every complete trial), `front.html` (interactive, one file, works offline) and `front.png`; with
+    trials on record also `search.png`, the hypervolume against compute. What the folder holds of rivals, sensitivities and
+    the importance of parameters is shown too.
+    """
+    report, evidence = report_of(front, results, layers, title), evidence_of(folder)
     write_whole(folder.front_json.with_suffix(".csv"), report.table.to_csv(index=False))
-    write_whole(folder.front_json.with_suffix(".html"), front_page(report))
+    write_whole(folder.front_json.with_suffix(".html"), front_page(report, evidence, layers))
     write_whole(folder.front_json.with_suffix(".png"), front_picture(report))
+    if evidence.worth is not None:
+        write_whole(folder.path / "search.png", search_picture(evidence.worth, title))

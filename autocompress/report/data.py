@@ -1,4 +1,4 @@
-"""What the report shows: one table of all complete trials, and words for their figures."""
+"""What the report shows of the trials: one table of all complete ones, and words for their figures."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import get_args
 
 import pandas as pd
 
-from autocompress.front import ParetoFront, Pick, TestScore, missed
+from autocompress.front import ParetoFront, Pick, Spread, TestScore, missed
 from autocompress.layer import Layers
 from autocompress.objective import Limit
 from autocompress.result import Status, TrialResult
@@ -20,28 +20,42 @@ _LEFT_OUT = ("latency_ratio", "latency_measured_ms")
 
 @dataclass(frozen=True)
 class Report:
-    """All that the page and the picture are drawn from.
+    """What the page and the picture of the front are drawn from.
 
-    `table` has a row for every complete trial: the front first, in its order, then the others by number. `counts` says
-    how many trials ended how. `notes` is what there is to say when no trial meets the limits, else empty.
+    `table` has a row for every complete trial: the front first, in its order, then the others by number. `trials` counts
+    all of them, `counts` says in words how they ended. `notes` is what there is to say when no trial meets the limits,
+    else empty.
     """
 
     title: str
     front: ParetoFront
     table: pd.DataFrame
-    counts: dict[Status, int]
+    trials: int
+    counts: str
     notes: tuple[str, ...]
 
 
 def report_of(front: ParetoFront, results: Sequence[TrialResult], layers: Layers, title: str) -> Report:
-    counted = Counter(result.status for result in results)
     return Report(
         title=title,
         front=front,
         table=_table(front, results, layers),
-        counts={status: counted[status] for status in Status},
+        trials=len(results),
+        counts=counts_words(results),
         notes=tuple(nearest_lines(front, results)),
     )
+
+
+def counts_words(results: Sequence[TrialResult]) -> str:
+    """``31 trials, 12 stopped early at a rung, 1 failed, 8 trained further``."""
+    ended = Counter(result.status for result in results)
+    refits = sum(result.refit_of is not None for result in results)
+    parts = [
+        (ended[Status.STOPPED], "stopped early at a rung"),
+        (ended[Status.FAILED], "failed"),
+        (refits, "trained further"),
+    ]
+    return ", ".join([_count(len(results), "trial"), *(f"{number} {what}" for number, what in parts if number)])
 
 
 def nearest_lines(front: ParetoFront, results: Sequence[TrialResult] = ()) -> list[str]:
@@ -65,6 +79,14 @@ def nearest_lines(front: ParetoFront, results: Sequence[TrialResult] = ()) -> li
 def policy_words(result: TrialResult, layers: Layers) -> str:
     """The policy in a few words."""
     return result.summary or result.policy.describe(layers)
+
+
+def remarks(result: TrialResult, front: ParetoFront) -> str:
+    """What is special about a trial, in words; empty for most."""
+    found = [] if result.refit_of is None else [f"trained further from trial {result.refit_of}"]
+    if result.number in front.doubtful:
+        found.append(f"not clearly better than trial {front.doubtful[result.number]}")
+    return ", ".join(found)
 
 
 def times_smaller(metrics: dict[str, float], baseline: dict[str, float]) -> float:
@@ -94,6 +116,13 @@ def show_test(score: TestScore, baseline: dict[str, float]) -> str:
     return f"{100 * score.accuracy:.1f} ± {100 * half:.1f}%" if is_share(baseline) else f"{score.accuracy:.4g} ± {half:.2g}"
 
 
+def show_spread(spread: Spread, baseline: dict[str, float]) -> str:
+    """The mean score over the seeds with its standard deviation: ``97.6 ± 0.2%``."""
+    if is_share(baseline):
+        return f"{100 * spread.mean:.1f} ± {100 * spread.deviation:.1f}%"
+    return f"{spread.mean:.4g} ± {spread.deviation:.2g}"
+
+
 def is_share(baseline: dict[str, float]) -> bool:
     """False for a task whose score is not a share of right answers."""
     return 0 <= baseline["accuracy"] <= 1
@@ -109,29 +138,33 @@ def _table(front: ParetoFront, results: Sequence[TrialResult], layers: Layers) -
         _row(result, front, own, layers) | {"on_front": result.number in on_front, "pick": picks.get(result.number, "")}
         for result in complete
     ]
-    columns = [*_row_head(), *own, "policy", "model"]
-    return pd.DataFrame(rows, columns=columns)
+    columns = [*_row_head(), *own, "refit_of", "remarks", "policy", "model"]
+    return pd.DataFrame(rows, columns=columns).astype({"seeds": "Int64", "refit_of": "Int64"})
 
 
 def _row_head() -> list[str]:
     return [
         *("number", "on_front", "pick", "size_bytes", "size_ratio", "download_bytes", "latency_ms", "speedup", "accuracy"),
-        *("test_accuracy", "test_low", "test_high", "macs", "params"),
+        *("seeds", "accuracy_mean", "accuracy_deviation", "test_accuracy", "test_low", "test_high", "macs", "params"),
     ]
 
 
 def _row(result: TrialResult, front: ParetoFront, own: Sequence[str], layers: Layers) -> dict[str, object]:
-    test = front.test.get(result.number)
+    test, spread = front.test.get(result.number), front.spread.get(result.number)
     row: dict[str, object] = {name: result.metrics.get(name) for name in (*_METRICS, *own)}
     row |= {
         "number": result.number,
         "size_ratio": round(times_smaller(result.metrics, front.baseline), 3),
         "speedup": round(times_faster(result.metrics, front.baseline), 3),
+        "refit_of": result.refit_of,
+        "remarks": remarks(result, front),
         "policy": policy_words(result, layers),
         "model": result.model,
     }
     if test is not None:
         row |= {"test_accuracy": test.accuracy, "test_low": test.low, "test_high": test.high}
+    if spread is not None:
+        row |= {"seeds": spread.seeds, "accuracy_mean": spread.mean, "accuracy_deviation": spread.deviation}
     return row
 
 

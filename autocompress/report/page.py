@@ -1,7 +1,8 @@
-"""The front as an interactive page in one file, which asks nothing of any network."""
+"""The report as an interactive page in one file, which asks nothing of any network."""
 
 import html
 import json
+import math
 from importlib import resources
 from string import Template
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from autocompress.front import ParetoFront
+from autocompress.layer import Layers
 from autocompress.report.data import Report, is_share
-from autocompress.result import Status
+from autocompress.report.evidence import Evidence
+from autocompress.report.heat_map import heat_map
+from autocompress.report.worth import Worth, control, verdict
 
 # What the page can put on an axis: column -> (name, unit, how many of its own units make one of these).
 _AXES = {
@@ -22,13 +26,26 @@ _AXES = {
     "params": ("Parameters", "M", 1e6),
 }
 _ALWAYS = ("size_bytes", "latency_ms", "accuracy")
-_COLUMNS = ("number", "pick", "policy", "test_accuracy", "test_low", "test_high")
+_COLUMNS = (
+    *("number", "pick", "policy", "remarks", "seeds", "accuracy_mean", "accuracy_deviation"),
+    *("test_accuracy", "test_low", "test_high"),
+)
+_SCRIPTS = ("words.js.tmpl", "front.js.tmpl", "sections.js.tmpl")
 
 
-def front_page(report: Report) -> str:
+def front_page(report: Report, evidence: Evidence, layers: Layers) -> str:
     """HTML, about 5 MB, nearly all of it plotly.js. Names and policies go in as data, so that none can become markup."""
-    template = resources.files("autocompress.report").joinpath("front.html.tmpl").read_text(encoding="utf-8")
-    return Template(template).substitute(title=html.escape(report.title), plotly=get_plotlyjs(), data=_embedded(_data(report)))
+    return Template(_text("front.html.tmpl")).substitute(
+        title=html.escape(report.title),
+        style=_text("front.css.tmpl"),
+        plotly=get_plotlyjs(),
+        data=_embedded(_data(report) | _sections(report.front, evidence, layers)),
+        script="\n".join(_text(name) for name in _SCRIPTS),
+    )
+
+
+def _text(name: str) -> str:
+    return resources.files("autocompress.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _data(report: Report) -> dict[str, Any]:
@@ -50,7 +67,7 @@ def _data(report: Report) -> dict[str, Any]:
         "limits": [
             {"metric": limit.metric, "bound": limit.bound(front.baseline), "text": limit.text} for limit in front.limits
         ],
-        "counts": {status.value: report.counts[status] for status in Status},
+        "counts": report.counts,
         "notes": list(report.notes),
     }
 
@@ -63,6 +80,66 @@ def _axes(front: ParetoFront) -> dict[str, dict[str, Any]]:
         name, unit, scale = _AXES.get(metric, (metric, "", 1.0))
         axes[metric] = {"name": name, "unit": unit, "scale": scale, "log": unit != ""}
     return axes
+
+
+def _sections(front: ParetoFront, evidence: Evidence, layers: Layers) -> dict[str, Any]:
+    """What stands below the front; None for what there is nothing to say of."""
+    importance, sensitivity = evidence.importance, evidence.sensitivity
+    knobs = sensitive = None
+    if importance is not None and (importance.shares or importance.missing):
+        knobs = {
+            "trials": importance.trials,
+            "objectives": [
+                {"name": _name(metric), "shares": {name: _finite(share) for name, share in shares.items()}}
+                for metric, shares in importance.shares.items()
+            ],
+            "missing": [f"{_name(metric)}: {reason}." for metric, reason in importance.missing.items()],
+        }
+    if sensitivity is not None and sensitivity.entries:
+        drawn = heat_map(sensitivity, layers)
+        sensitive = {
+            "unit": sensitivity.divergence,
+            "examples": sensitivity.examples,
+            "span": drawn.span,
+            "rows": drawn.rows,
+            "columns": [{"head": column.head, "value": column.value} for column in drawn.columns],
+            "cells": [
+                [None if cell is None else [_finite(cell.divergence), cell.words] for cell in row] for row in drawn.cells
+            ],
+        }
+    return {"worth": _worth(evidence.worth, front), "knobs": knobs, "sensitive": sensitive}
+
+
+def _worth(worth: Worth | None, front: ParetoFront) -> dict[str, Any] | None:
+    if worth is None:
+        return None
+    best, bracket = worth.best, None
+    if best is not None and best.share is not None and best.share < 1:
+        bracket = {"volume": best.hypervolume, "from": best.reached, "to": best.worker_seconds, "share": best.share}
+    return {
+        "verdict": verdict(worth),
+        "control": control(worth, front.baseline),
+        "compared": bool(worth.standings),
+        "bracket": bracket,
+        "curves": [
+            {
+                "name": curve.name,
+                "ours": curve.ours,
+                "seconds": curve.seconds,
+                "volumes": curve.volumes,
+                "trials": curve.numbers,
+            }
+            for curve in worth.curves
+        ],
+    }
+
+
+def _name(metric: str) -> str:
+    return _AXES.get(metric, (metric,))[0]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _embedded(data: dict[str, Any]) -> str:

@@ -74,6 +74,7 @@ def _draw_points(figure: Figure, axes: Axes, report: Report, shown: pd.DataFrame
         linewidths=1.2,
         zorder=3,
     )
+    _draw_spread(axes, report)
     bar = figure.colorbar(points, ax=axes, aspect=32, pad=0.015, shrink=0.96)
     bar.outline.set_visible(False)
     bar.ax.yaxis.set_major_locator(FixedLocator(_round_steps(*points.get_clim())))
@@ -81,6 +82,23 @@ def _draw_points(figure: Figure, axes: Axes, report: Report, shown: pd.DataFrame
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     bar.ax.tick_params(color=_SOFT, labelcolor=_SOFT, length=3)
     bar.set_label("latency, ms", color=_INK, labelpad=8)
+
+
+def _draw_spread(axes: Axes, report: Report) -> None:
+    """A line over the accuracies of the seeds: one standard deviation on either side of their mean."""
+    some = report.table[report.table["seeds"].notna()]
+    below = some["accuracy"] - some["accuracy_mean"] + some["accuracy_deviation"]
+    above = some["accuracy_mean"] + some["accuracy_deviation"] - some["accuracy"]
+    axes.errorbar(
+        some["size_bytes"] / 1e3,
+        some["accuracy"],
+        yerr=[below, above],
+        fmt="none",
+        ecolor=_INK,
+        elinewidth=1.2,
+        capsize=3.5,
+        zorder=2.5,
+    )
 
 
 def _draw_marks(axes: Axes, report: Report) -> None:
@@ -170,7 +188,7 @@ def _dress(axes: Axes, report: Report, low: float, high: float) -> None:
 
 
 def _write_head(figure: Figure, report: Report, below: int) -> None:
-    parts = [f"{sum(report.counts.values())} trials, {len(report.front.members)} on the Pareto front", _recommendation(report)]
+    parts = [f"{report.trials} trials, {len(report.front.members)} on the Pareto front", _recommendation(report)]
     if below:
         parts.append(f"{below} trial{'s' if below > 1 else ''} below the frame")
     # A title may hold a dollar sign: no formula is meant.

@@ -5,7 +5,7 @@ from rich.text import Text
 
 from autocompress.front import ParetoFront
 from autocompress.layer import Layers
-from autocompress.report.data import policy_words, show, show_test, times_faster, times_smaller
+from autocompress.report.data import policy_words, remarks, show, show_spread, show_test, times_faster, times_smaller
 from autocompress.result import TrialResult
 
 
@@ -30,13 +30,14 @@ def front_table(front: ParetoFront, layers: Layers) -> Table:
 
 
 def _cells(result: TrialResult, front: ParetoFront, layers: Layers, mark: str) -> list[Text]:
-    base, test = front.baseline, front.test.get(result.number)
+    base, test, spread = front.baseline, front.test.get(result.number), front.spread.get(result.number)
+    seeds = f"{show_spread(spread, base)} ({spread.seeds} seeds)" if spread else ""
     cells = [
         f"{mark}{result.number}",
         f"{times_smaller(result.metrics, base):.1f}x smaller",
         f"{times_faster(result.metrics, base):.1f}x faster",
-        show("accuracy", result.metrics["accuracy"], base),
+        seeds or show("accuracy", result.metrics["accuracy"], base),
         show_test(test, base) if test else "",
-        policy_words(result, layers),
+        "; ".join(filter(None, (policy_words(result, layers), remarks(result, front)))),
     ]
     return [Text(cell) for cell in cells]  # a policy's words are no markup

@@ -1,6 +1,7 @@
-"""Where a compressed model runs: one module a runtime, all with the same two functions.
+"""Where a compressed model runs: one module a runtime, all with the same few functions.
 
 `export` turns a student into the content of a file, `load` turns that content into a function from arrays to arrays.
+`single` makes files of single layers, to tell what each of them costs.
 """
 
 from collections.abc import Callable
@@ -11,8 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autocompress.errors import unknown_name
+from autocompress.runtimes.onnx_layer import layer_file
+from autocompress.runtimes.onnx_pack import forms
 from autocompress.runtimes.onnxruntime import OnnxSession
 from autocompress.runtimes.onnxruntime import export as export_onnx
+from autocompress.runtimes.single import SingleLayer
 from autocompress.target import Target
 
 
@@ -26,13 +30,19 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class Runtime:
-    """`export(student, example batch) -> file content`, `load(file content, target) -> session`; both raise `ExportError`."""
+    """`export(student, example batch) -> file content`, `load(file content, target) -> session`; both raise `ExportError`.
+
+    `single` is None where nobody has written it: then a layer's time is guessed by its multiply-accumulates.
+    """
 
     export: Callable[[nn.Module, Tensor], bytes]
     load: Callable[[bytes, Target], Session]
+    single: SingleLayer | None = None
 
 
-_RUNTIMES = {"onnxruntime": Runtime(export=export_onnx, load=OnnxSession)}
+_RUNTIMES = {
+    "onnxruntime": Runtime(export=export_onnx, load=OnnxSession, single=SingleLayer(file=layer_file, forms=forms)),
+}
 
 
 def runtime_of(target: Target) -> Runtime:

@@ -20,6 +20,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from autocompress.tables import Form
+
 Codes = NDArray[Any]
 
 # How a code of so many bits is cut into planes, most significant first; the first one is signed.
@@ -44,11 +46,28 @@ def pack(model: onnx.ModelProto) -> onnx.ModelProto:
         if not (_is_codes(tensor) or _is_weight(tensor)):
             writer.tensors.append(tensor)
             continue
-        forms = [*_forms(tensor, writer)]
-        writer = min(forms, key=lambda form: form.size())
+        writer = min((written.writer for written in _written(tensor, writer)), key=lambda writer: writer.size())
     graph.initializer.extend(writer.tensors)
     graph.node.extend([*writer.nodes, *nodes])
     return packed
+
+
+def forms(weights: Codes) -> tuple[Form, ...]:
+    """The ways to store a tensor like `weights`: floats or int8 codes of shape (out, in, ...).
+
+    Those that are smaller than the others in tensors of some size and some share of zeros. Forms of zeros are among them
+    when `weights` has some. What several tensors share is not counted.
+    """
+    tensor, shared = numpy_helper.from_array(weights, "w"), _with_shared_constants()
+    nonzeros = int(np.count_nonzero(weights))
+    useful: list[Form] = []
+    for written in _written(tensor, shared):
+        growing = written.number * weights.size + written.nonzero * nonzeros
+        fixed = max(0.0, written.writer.size() - shared.size() - growing)
+        form = Form(fixed=fixed, number=written.number, nonzero=written.nonzero)
+        if not any(_never_larger(other, form) for other in useful):
+            useful = [*(other for other in useful if not _never_larger(form, other)), form]
+    return tuple(useful)
 
 
 def bits_needed(codes: Codes) -> int:
@@ -104,22 +123,44 @@ def _is_weight(tensor: TensorProto) -> bool:
     return tensor.data_type == TensorProto.FLOAT and len(tensor.dims) >= 2
 
 
-def _forms(tensor: TensorProto, writer: _Writer) -> Iterator[_Writer]:
+@dataclass(frozen=True)
+class _Written:
+    """A writer that holds a tensor in one of its forms: so many bytes a number, so many more where it is not zero."""
+
+    writer: _Writer
+    number: float
+    nonzero: float
+
+
+def _written(tensor: TensorProto, writer: _Writer) -> Iterator[_Written]:
     content = numpy_helper.to_array(tensor)
     plain = writer.copy()
     plain.tensors.append(tensor)
-    yield plain
+    yield _Written(plain, content.itemsize, 0)
     widths = [bits for bits in PLANES if bits_needed(content) <= bits < 8] if _is_codes(tensor) else []
     for bits in widths:
         dense = writer.copy()
         _dense(dense, content, bits, tensor.name)
-        yield dense
+        yield _Written(dense, bits / 8, 0)
     if (content == 0).mean() < _FEWEST_ZEROS:
         return
     for bits_or_plain in [*widths, None]:
         sparse = writer.copy()
         _sparse(sparse, content, bits_or_plain, tensor.name)
-        yield sparse
+        yield _Written(sparse, 1 / 8, content.itemsize if bits_or_plain is None else bits_or_plain / 8)
+
+
+def _with_shared_constants() -> _Writer:
+    """A writer to which the constants that all tensors of a network share are no longer news."""
+    writer, little = _Writer(), np.ones((1, 1), dtype=np.int8)
+    for bits in (bits for bits in PLANES if bits < 8):
+        _dense(writer, little, bits, "w")
+        _sparse(writer, little, bits, "w")
+    return writer
+
+
+def _never_larger(form: Form, other: Form) -> bool:
+    return form.fixed <= other.fixed and form.number <= other.number and form.number + form.nonzero <= other.number + other.nonzero
 
 
 def _dense(writer: _Writer, codes: Codes, bits: int, output: str) -> None:

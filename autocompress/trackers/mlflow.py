@@ -22,7 +22,7 @@ from autocompress.front import ParetoFront
 from autocompress.layer import Layers
 from autocompress.objective import Limit, Objective
 from autocompress.result import Rung, TrialResult
-from autocompress.trackers.hypervolume import HypervolumeSoFar
+from autocompress.trackers.growth import Growth, preparation_of
 from autocompress.trackers.mlflow_run import MlflowRun, absolute_uri, public_uri, sqlite_file
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ class MlflowTracker:
     """A listener that writes every finished trial to MLflow as a nested run, and at the end the front to their parent.
 
     `uri` None goes on where this run was logged before. `settings` (shown as parameters of the parent run), `baseline`
-    (metrics of the uncompressed model) and `datasets` (split -> number of examples) describe the parent run.
+    (metrics of the uncompressed model) and `datasets` (split -> number of examples) describe the parent run. A rival of
+    another run says so in `baseline_of`, with the name of that run; none of its models becomes the champion.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class MlflowTracker:
         limits: Sequence[Limit],
         baseline: Mapping[str, float],
         datasets: Mapping[str, int],
+        baseline_of: str | None = None,
     ) -> None:
         before = _read(folder)
         self._folder = folder
@@ -80,6 +82,7 @@ class MlflowTracker:
             limits=tuple(limits),
             baseline=dict(baseline),
             datasets=dict(datasets),
+            baseline_of=baseline_of,
         )
         self._queue: SimpleQueue[TrialResult | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
@@ -134,20 +137,20 @@ class MlflowTracker:
         return ui_hint(self._run)
 
     def _work(self) -> None:
-        volume = HypervolumeSoFar(self._run.objectives, self._run.limits, self._run.baseline)
+        growth = Growth(self._run, preparation_of(self._folder))
         for earlier in self._before:
-            volume.add(earlier)
-        step, away_until = len(self._before), 0.0
+            growth.add(earlier)
+        away_until = 0.0
         store: Store | None = None
         while (result := self._queue.get()) is not None:
-            step, value = step + 1, volume.add(result)
+            point = growth.add(result)
             if time.monotonic() < away_until:
                 continue
             try:
                 store = store or self._open()
                 store.log_trial(result)
                 self._written |= store.written
-                store.log_hypervolume(step, value, result)
+                store.log_growth(point)
             except Exception as error:  # noqa: BLE001  # whatever MLflow, a network or a database raises: the record has it all
                 _log.warning("MLflow at %s: %s; trying again in a minute", self._run.tracking_uri, one_line(error))
                 _log.debug("the whole of it", exc_info=True)
@@ -163,7 +166,7 @@ class MlflowTracker:
         try:
             results = self._folder.results()
             store = store or self._open()
-            store.log_all(results)
+            store.log_all(results, preparation_of(self._folder))
             store.finish(self._folder, self._front)
         except Exception as error:  # noqa: BLE001  # as above
             self._complaint = one_line(error)
@@ -185,7 +188,7 @@ def sync(folder: RunFolder, front: ParetoFront | None, *, layers: Layers, uri: s
     results = folder.results()
     try:
         store, _ = _open(folder, uri, run.model_copy(update={"tracking_uri": public_uri(uri)}), layers)
-        count = store.log_all(results)
+        count = store.log_all(results, preparation_of(folder))
         store.finish(folder, front)
     except Exception as error:
         raise UnreachableError(f"MLflow at {public_uri(uri)} did not take everything: {one_line(error)}; try again") from error

@@ -20,6 +20,7 @@ class MlflowRun(Noun):
 
     `key` marks the parent run in the store from its first moment, so that it is found again even when the process died
     before it could note the ids. `tracking_uri` is kept without credentials. `datasets` maps a split to its size.
+    `baseline_of` names the run of which this is a rival.
     """
 
     version: Literal[1] = 1
@@ -32,6 +33,7 @@ class MlflowRun(Noun):
     limits: tuple[Limit, ...]
     baseline: dict[str, float]
     datasets: dict[str, int]
+    baseline_of: str | None = None
     experiment_id: str | None = None
     parent_run_id: str | None = None
 

@@ -39,13 +39,14 @@ from mlflow.types import ColSpec, Schema, TensorSpec
 from mlflow.utils import mlflow_tags
 
 from autocompress.folder import RunFolder
-from autocompress.front import ParetoFront, missed
+from autocompress.front import ParetoFront
 from autocompress.layer import Layers
-from autocompress.policy import LayerPolicy, Policy
 from autocompress.result import Status, TrialResult
-from autocompress.trackers.hypervolume import HypervolumeSoFar
+from autocompress.trackers.growth import Growth, Point, compute_of, ended, preparation_of
 from autocompress.trackers.mlflow_note import note
 from autocompress.trackers.mlflow_run import MlflowRun, sqlite_file
+from autocompress.trackers.mlflow_tables import evidence_files, log_sensitivity
+from autocompress.trackers.mlflow_trial import final_metrics, policy_params, rung_metrics, safe, trial_tags
 
 CHAMPION = "champion"
 
@@ -53,7 +54,7 @@ _log = logging.getLogger(__name__)
 _KEY, _TRIAL, _ON_FRONT = "autocompress.run", "autocompress.trial", "autocompress.on_front"
 _STATUS = {
     Status.COMPLETE: RunStatus.to_string(RunStatus.FINISHED),
-    Status.STOPPED: RunStatus.to_string(RunStatus.KILLED),
+    Status.STOPPED: RunStatus.to_string(RunStatus.FINISHED),  # as planned; the tag `autocompress.status` tells it apart
     Status.FAILED: RunStatus.to_string(RunStatus.FAILED),
 }
 _RUNNING = RunStatus.to_string(RunStatus.RUNNING)
@@ -62,6 +63,7 @@ _KILLED = RunStatus.to_string(RunStatus.KILLED)
 # MLflow's own limits: characters of a tag (older servers take 5000), metrics of one request.
 _TAG_LENGTH = 5000
 _METRICS_AT_ONCE = 1000
+_BY_COMPUTE = "hypervolume_by_worker_seconds"
 
 
 @dataclass
@@ -99,30 +101,36 @@ class Store:
             child = self.children[result.number] = Child(created.info.run_id, written=False, on_front=False)
         self.client.log_batch(
             child.run_id,
-            metrics=[*_rung_metrics(result), *_final_metrics(result, self.run.baseline)],
+            metrics=[*rung_metrics(result), *final_metrics(result, self.run.baseline)],
             params=[Param(key, value) for key, value in policy_params(result.policy, self.layers).items()],
-            tags=[RunTag(key, value[:_TAG_LENGTH]) for key, value in _trial_tags(result, self.run).items()],
+            tags=[RunTag(key, value[:_TAG_LENGTH]) for key, value in trial_tags(result, self.run).items()],
         )
         self.client.log_text(child.run_id, result.policy.to_json(indent=2), "policy.json")
-        self.client.set_terminated(child.run_id, _STATUS[result.status], _ended(result))
+        self.client.set_terminated(child.run_id, _STATUS[result.status], ended(result))
         child.written = True
 
-    def log_hypervolume(self, step: int, value: float, result: TrialResult) -> None:
-        """Adds the hypervolume that the front had when `result` came in as the `step`-th."""
-        self.client.log_metric(self.parent_run_id, "hypervolume", value, _ended(result), step)
+    def log_growth(self, *points: Point) -> None:
+        """Adds how far the search was: the hypervolume by the number of trials, and by the worker-seconds they took."""
+        for start in range(0, len(points), _METRICS_AT_ONCE // 2):
+            some = points[start : start + _METRICS_AT_ONCE // 2]
+            metrics = [Metric("hypervolume", point.hypervolume, point.ended, point.count) for point in some]
+            # A step is an integer, so that MLflow can draw the same against compute.
+            metrics += [Metric(_BY_COMPUTE, point.hypervolume, point.ended, round(point.seconds)) for point in some]
+            self.client.log_batch(self.parent_run_id, metrics=metrics)
 
-    def log_all(self, results: Sequence[TrialResult]) -> int:
-        """Writes the trials, and the steps of the hypervolume, that are missing. Says how many trials that were."""
+    def log_all(self, results: Sequence[TrialResult], preparation: float) -> int:
+        """Writes the trials, and the steps of the hypervolume, that are missing. Says how many trials that were.
+
+        `preparation` is how many worker-seconds were spent before the first trial.
+        """
         written = self.written
         absent = [result for result in results if result.number not in written]
         for result in absent:
             self.log_trial(result)
-        volume = HypervolumeSoFar(self.run.objectives, self.run.limits, self.run.baseline)
+        growth = Growth(self.run, preparation)
+        points = [growth.add(result) for result in results]
         there = {metric.step for metric in self.client.get_metric_history(self.parent_run_id, "hypervolume")}
-        steps = ((step, volume.add(result), _ended(result)) for step, result in enumerate(results, 1))
-        metrics = [Metric("hypervolume", value, ended, step) for step, value, ended in steps if step not in there]
-        for start in range(0, len(metrics), _METRICS_AT_ONCE):
-            self.client.log_batch(self.parent_run_id, metrics=metrics[start : start + _METRICS_AT_ONCE])
+        self.log_growth(*(point for point in points if point.count not in there))
         return len(absent)
 
     def finish(self, folder: RunFolder, front: ParetoFront | None) -> None:
@@ -144,30 +152,6 @@ def open_store(uri: str, run: MlflowRun, layers: Layers) -> Store:
     _describe_parent(client, parent, run)
     parent_id = parent.info.run_id
     return Store(client, run, experiment_id, parent_id, layers, _children(client, experiment_id, parent_id))
-
-
-def policy_params(policy: Policy, layers: Layers) -> dict[str, str]:
-    """A policy in a few figures that can be compared over all trials.
-
-    Mean bits are weighted by parameters (weights) or plain (activations), float counting as 32; sparsities are shares of
-    all prunable channels and of all weights.
-    """
-    settings = [(layer, policy.layers.get(layer.name, LayerPolicy())) for layer in layers]
-    params = sum(layer.params for layer in layers) or 1
-    channels = sum(group.channels for group in layers.groups) or 1
-    cut = sum(layers.group(name).channels * share for name, share in policy.channel_sparsity.items())
-    weight_bits = sum(layer.params * (setting.weight_bits or 32) for layer, setting in settings) / params
-    activation_bits = sum(setting.activation_bits or 32 for _, setting in settings) / (len(settings) or 1)
-    zeros = sum(layer.params * setting.weight_sparsity for layer, setting in settings) / params
-    return {
-        "mean_weight_bits": f"{weight_bits:.3g}",
-        "mean_activation_bits": f"{activation_bits:.3g}",
-        "channel_sparsity": f"{cut / channels:.3g}",
-        "weight_sparsity": f"{zeros:.3g}",
-        "steps": str(policy.finetune.steps),
-        "learning_rate": f"{policy.finetune.learning_rate:.3g}",
-        "temperature": f"{policy.distill.temperature:.3g}" if policy.distill else "none",
-    }
 
 
 def _experiment(client: MlflowClient, uri: str, name: str) -> str:
@@ -194,15 +178,18 @@ def _parent(client: MlflowClient, experiment_id: str, run: MlflowRun) -> Run:
 def _describe_parent(client: MlflowClient, parent: Run, run: MlflowRun) -> None:
     """What is known before the first trial. A setting that has changed since (a resume may raise the budget) is a tag."""
     known = parent.data.params
-    wanted = {_safe(key): value for key, value in run.settings.items()}
+    wanted = {safe(key): value for key, value in run.settings.items()}
     wanted |= {"objectives": ", ".join(f"{o.metric} ({o.goal})" for o in run.objectives)}
     wanted |= {"limits": ", ".join(limit.text for limit in run.limits) or "none"}
-    metrics = {f"baseline/{_safe(name)}": value for name, value in run.baseline.items()}
+    changed = {key: value for key, value in wanted.items() if known.get(key, value) != value}
+    if run.baseline_of is not None:
+        changed["baseline_of"] = run.baseline_of
+    metrics = {f"baseline/{safe(name)}": value for name, value in run.baseline.items()}
     client.log_batch(
         parent.info.run_id,
         metrics=[Metric(key, value, parent.info.start_time, 0) for key, value in metrics.items() if math.isfinite(value)],
         params=[Param(key, value) for key, value in wanted.items() if key not in known],
-        tags=[RunTag(f"autocompress.{key}", value) for key, value in wanted.items() if known.get(key, value) != value],
+        tags=[RunTag(f"autocompress.{key}", value) for key, value in changed.items()],
     )
     if run.datasets and not (parent.inputs and parent.inputs.dataset_inputs):
         client.log_inputs(parent.info.run_id, [_dataset(run.experiment_name, *split) for split in run.datasets.items()])
@@ -236,45 +223,6 @@ def _children(client: MlflowClient, experiment_id: str, parent_id: str) -> dict[
             return children
 
 
-def _trial_tags(result: TrialResult, run: MlflowRun) -> dict[str, str]:
-    tags = {
-        "autocompress.status": str(result.status),
-        "autocompress.policy": result.policy.key(),
-        "autocompress.seed": str(result.seed),
-        mlflow_tags.MLFLOW_RUN_NOTE: result.summary or result.error or "",
-    }
-    if result.error:
-        tags["autocompress.error"] = result.error
-        tags[mlflow_tags.MLFLOW_RUN_NOTE] = f"{result.summary}\n\n{result.error}".strip()
-    if result.status is Status.STOPPED and result.rungs and not result.error:
-        last = result.rungs[-1]
-        tags["autocompress.error"] = f"stopped after {last.step} steps at accuracy {last.accuracy:.4g}"
-    if result.status is Status.COMPLETE:
-        tags["autocompress.limit_met"] = str(not missed(result.metrics, run.limits, run.baseline)).lower()
-    if result.environment:
-        machine = result.environment
-        tags["autocompress.cpu"] = f"{machine.cpu} ({machine.cores} cores)"
-        tags["autocompress.gpu"] = machine.gpu or "none"
-        tags["autocompress.python"] = machine.python
-        tags["autocompress.versions"] = ", ".join(f"{name} {number}" for name, number in sorted(machine.versions.items()))
-    return tags
-
-
-def _rung_metrics(result: TrialResult) -> Iterator[Metric]:
-    rungs = (rung for rung in result.rungs if math.isfinite(rung.accuracy))
-    yield from (Metric("rung_accuracy", rung.accuracy, _ended(result), rung.step) for rung in rungs)
-
-
-def _final_metrics(result: TrialResult, baseline: dict[str, float]) -> Iterator[Metric]:
-    values = {_safe(name): value for name, value in result.metrics.items()}
-    if size := result.metrics.get("size_bytes"):
-        values["times_smaller"] = baseline["size_bytes"] / size
-    if ratio := result.metrics.get("latency_ratio"):
-        values["times_faster"] = 1 / ratio
-    values |= {f"seconds/{_safe(stage)}": seconds for stage, seconds in result.seconds.items()}
-    yield from (Metric(key, value, _ended(result), 0) for key, value in values.items() if math.isfinite(value))
-
-
 def _mark_front(store: Store, folder: RunFolder, front: ParetoFront) -> None:
     numbers = {member.number for member in front.members}
     for number, child in store.children.items():
@@ -289,7 +237,7 @@ def _mark_front(store: Store, folder: RunFolder, front: ParetoFront) -> None:
         if not child.on_front:
             store.client.set_tag(child.run_id, _ON_FRONT, "true")
             child.on_front = True
-        if chosen is not None and member.number == chosen.number and model_id:
+        if chosen is not None and member.number == chosen.number and model_id and store.run.baseline_of is None:
             _crown(store, member, model_id)
 
 
@@ -297,7 +245,7 @@ def _test_metrics(front: ParetoFront, member: TrialResult) -> Iterator[Metric]:
     score = front.test.get(member.number)
     if score is not None:
         for name, value in (("", score.accuracy), ("_low", score.low), ("_high", score.high)):
-            yield Metric(f"test_accuracy{name}", value, _ended(member), 0)
+            yield Metric(f"test_accuracy{name}", value, ended(member), 0)
 
 
 def _log_model(store: Store, folder: RunFolder, member: TrialResult, run_id: str) -> str | None:
@@ -340,7 +288,7 @@ def _upload_model(store: Store, file: Path, member: TrialResult, run_id: str) ->
             save_as_external_data=False,
         )
         client.log_model_artifacts(model_id, f"{scratch}/model")
-    metrics = _final_metrics(member, store.run.baseline)
+    metrics = final_metrics(member, store.run.baseline)
     linked = [Metric(m.key, m.value, m.timestamp, m.step, model_id, run_id=run_id) for m in metrics]
     client.log_batch(run_id, metrics=linked)
     client.finalize_logged_model(model_id, LoggedModelStatus.READY)
@@ -387,28 +335,21 @@ def _register(client: MlflowClient, name: str, model: LoggedModel, member: Trial
 def _finish_parent(store: Store, folder: RunFolder, front: ParetoFront) -> None:
     client, parent = store.client, store.parent_run_id
     started = client.get_run(parent).info.start_time
-    metrics = [Metric("front_size", len(front.members), started, 0)]
+    compute = compute_of(folder.results(), preparation_of(folder))
+    figures = {"front_size": float(len(front.members)), "worker_seconds": sum(compute.values())}
+    figures |= {f"worker_seconds/{what}": seconds for what, seconds in compute.items()}
     if front.baseline_test is not None:
-        metrics.append(Metric("baseline/test_accuracy", front.baseline_test.accuracy, started, 0))
+        figures["baseline/test_accuracy"] = front.baseline_test.accuracy
+    metrics = [Metric(key, value, started, 0) for key, value in figures.items()]
     chosen = front.recommended()
     if chosen is not None:
-        reached = [*_final_metrics(chosen, store.run.baseline), *_test_metrics(front, chosen)]
-        metrics += [Metric(f"recommended/{m.key}", m.value, started, 0) for m in reached if not m.key.startswith("seconds/")]
+        reached = [*final_metrics(chosen, store.run.baseline), *_test_metrics(front, chosen)]
+        metrics += [Metric(f"recommended/{m.key}", m.value, started, 0) for m in reached if "seconds" not in m.key]
     tags = {
-        mlflow_tags.MLFLOW_RUN_NOTE: note(front)[:_TAG_LENGTH],
+        mlflow_tags.MLFLOW_RUN_NOTE: note(front, compute)[:_TAG_LENGTH],
         "autocompress.recommended": "none" if chosen is None else str(chosen.number),
     }
     client.log_batch(parent, metrics=metrics, tags=[RunTag(key, value) for key, value in tags.items()])
-    for file in (folder.front_json, *(folder.front_json.with_suffix(end) for end in (".csv", ".html", ".png"))):
-        if file.exists():
-            client.log_artifact(parent, str(file))
-
-
-def _ended(result: TrialResult) -> int:
-    """When the trial ended, in milliseconds since the epoch."""
-    return int((result.started + sum(result.seconds.values())) * 1000)
-
-
-def _safe(key: str) -> str:
-    """A name that MLflow takes as a key."""
-    return re.sub(r"[^\w\-. :/]", "_", key)[:250]
+    for file in evidence_files(folder):
+        client.log_artifact(parent, str(file))
+    log_sensitivity(client, parent, folder)

@@ -10,7 +10,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 from autocompress.report import write_report
 from autocompress.trackers.mlflow import MlflowTracker
 from autocompress.trackers.mlflow_run import MlflowRun, default_uri
-from tests.made import BASELINE, LAYERS, LIMITS, OBJECTIVES, made_folder, made_front, made_results
+from tests.made import BASELINE, LAYERS, LIMITS, OBJECTIVES
+from tests.made_evidence import made_run
 from tests.servers import free_port, mlflow_serving
 
 pytestmark = pytest.mark.browser
@@ -23,8 +24,7 @@ def appears(browser: Chrome, text: str) -> None:
 
 
 def test_the_parent_its_nested_runs_and_the_report_are_seen_in_the_mlflow_ui(browser: Chrome, tmp_path: Path) -> None:
-    results = made_results()
-    folder = made_folder(tmp_path / "run", results)
+    folder, front, results = made_run(tmp_path / "run", rivals=False)
     tracker = MlflowTracker(
         folder,
         default_uri(tmp_path),
@@ -38,7 +38,6 @@ def test_the_parent_its_nested_runs_and_the_report_are_seen_in_the_mlflow_ui(bro
         datasets={"train": 3000, "validation": 1000, "test": 1000},
     )
     tracker.start()
-    front = made_front(results)
     write_report(folder, front, results, LAYERS, title="the report of mnist_vgg")
     assert tracker.close(front) == 0
     run = MlflowRun.from_json(folder.mlflow_json.read_bytes())
@@ -50,15 +49,15 @@ def test_the_parent_its_nested_runs_and_the_report_are_seen_in_the_mlflow_ui(bro
         pages = f"http://127.0.0.1:{port}/#/experiments/{run.experiment_id}/runs"
         browser.get(pages)
         appears(browser, "mnist_vgg, joint space")
-        appears(browser, "7 matching runs")
+        appears(browser, "10 matching runs")
         expand = "[role='gridcell'][col-id*='Run Name'] button"
         WebDriverWait(browser, 30).until(lambda page: page.find_element(By.CSS_SELECTOR, expand)).click()
-        for number in range(6):
+        for number in range(9):
             appears(browser, f"trial {number:04d}")
 
         browser.get(f"{pages}/{run.parent_run_id}")
         appears(browser, "Child runs")
-        appears(browser, "Recommended: trial 1, 17.5x smaller")
+        appears(browser, "Recommended: trial 7, 17.5x smaller")
 
         browser.get(f"{pages}/{run.parent_run_id}/artifacts/front.html")
         frame = WebDriverWait(browser, 60).until(lambda page: page.find_element(By.TAG_NAME, "iframe"))
@@ -66,3 +65,7 @@ def test_the_parent_its_nested_runs_and_the_report_are_seen_in_the_mlflow_ui(bro
         appears(browser, "the report of mnist_vgg")
         WebDriverWait(browser, 30).until(lambda page: page.find_elements(By.CSS_SELECTOR, "#plot .scatterlayer .point"))
         browser.switch_to.default_content()
+
+        browser.find_element(By.XPATH, "//*[text()='sensitivity_table.json']").click()
+        appears(browser, "KL of the outputs, nats")
+        appears(browser, "weight_sparsity")

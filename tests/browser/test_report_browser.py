@@ -1,4 +1,3 @@
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from autocompress.folder import RunFolder
 from autocompress.objective import Limit
 from autocompress.report import write_report
 from autocompress.result import TrialResult
+from tests.browser.pages import complaints, requests
 from tests.made import LAYERS, LIMITS, made_front, made_many, made_results
 
 pytestmark = pytest.mark.browser
@@ -50,29 +50,14 @@ def column(browser: Chrome, place: int) -> list[str]:
     return [row.find_elements(By.TAG_NAME, "td")[place].text for row in rows]
 
 
-def log_of(browser: Chrome, name: str) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = browser.get_log(name)  # type: ignore[no-untyped-call]
-    return entries
-
-
-def complaints(browser: Chrome) -> list[str]:
-    return [entry["message"] for entry in log_of(browser, "browser") if entry["level"] in ("SEVERE", "WARNING")]
-
-
-def requests(browser: Chrome) -> list[str]:
-    """What the open page asked for, itself included."""
-    events = [json.loads(entry["message"])["message"] for entry in log_of(browser, "performance")]
-    sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    return [event["request"]["url"] for event in sent if event["documentURL"] == browser.current_url]
-
-
 def test_the_page_draws_without_a_complaint_and_asks_no_network(browser: Chrome, tmp_path: Path) -> None:
     opened(browser, tmp_path, made_results())
     assert plot(browser)["names"] == ["other trials", "front", "recommended", "uncompressed"]
     assert plot(browser)["x"] == [9, 24, 60]
     assert plot(browser)["y"] == [0.94, 0.975, 0.981]
     assert browser.find_element(By.ID, "title").text == "mnist_vgg"
-    assert "6 trials · 1 stopped early · 1 failed · 3 on the Pareto front" in browser.find_element(By.ID, "counts").text
+    counts = browser.find_element(By.ID, "counts").text
+    assert "6 trials, 1 stopped early at a rung, 1 failed · 3 on the Pareto front" in counts
     assert [card.text for card in browser.find_elements(By.CSS_SELECTOR, "#figures b")] == [
         "17.5x smaller",
         "3.6x faster",

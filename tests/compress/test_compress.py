@@ -1,6 +1,7 @@
 """Laws of compression: what a policy says is what the student is."""
 
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from autocompress.baseline import Baseline, Data
 from autocompress.compress import compress
 from autocompress.distill import Teacher
 from autocompress.errors import UnknownNameError
-from autocompress.finetune import finetune
+from autocompress.finetune import evaluate, finetune
 from autocompress.lane import Lane
 from autocompress.policy import Distill, Finetune, LayerPolicy, Policy
 from autocompress.probe import cost
@@ -138,7 +139,9 @@ def test_masks_hold_and_scales_move_through_fine_tuning(
     assert layer.scale is not None
     mask, scale, weight = layer.mask.clone(), layer.scale.detach().clone(), layer.weight.detach().clone()
     train, teacher = (calibration, torch.tensor(toy_data["train"][1])), Teacher(model, "head")
-    rungs = list(finetune(student, policy, toy_task, teacher, train, toy_data["validation"], seed=0, lane=Lane()))
+    judge = partial(evaluate, task=toy_task, data=toy_data["validation"], lane=Lane())
+    shares = (0.25, 0.5, 0.75)
+    rungs = list(finetune(student, policy, toy_task, teacher, train, judge, rungs=shares, seed=0, lane=Lane()))
     assert [rung.step for rung in rungs] == [0, 5, 10, 15, 20]
     assert not torch.equal(layer.weight, weight) or max(rungs, key=lambda rung: rung.accuracy).step == 0
     assert bool((layer.effective_weight()[~mask] == 0).all())
@@ -180,7 +183,8 @@ def test_a_users_parameter_called_scale_is_trained_like_any_other(toy_task: ToyT
         model = Scaled().eval()
         student = compress(model, policy, inputs)
         teacher, train = Teacher(model, "head"), (inputs, targets)
-        rungs = list(finetune(student, policy, toy_task, teacher, train, toy_data["validation"], seed=0, lane=Lane()))
+        judge = partial(evaluate, task=toy_task, data=toy_data["validation"], lane=Lane())
+        rungs = list(finetune(student, policy, toy_task, teacher, train, judge, rungs=(0.5,), seed=0, lane=Lane()))
         assert rungs[-1].step == steps
     assert cost(student, inputs[:2]).params == 8 * 9 + 8 + 8 * 4 + 4 + 8
 

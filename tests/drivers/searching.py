@@ -13,6 +13,8 @@ _EXPERIMENT = """
 import os, signal, time
 from pathlib import Path
 from autocompress import Budget, Experiment, Finetune, LayerPolicy, Policy
+from autocompress.halving import Halving
+from autocompress.refitting import Refit
 from autocompress.testing import FailingTask, NanTask, ToyTask
 
 HERE = Path(__file__).parent
@@ -59,10 +61,12 @@ class Ear:
         self._search = search
         self.heard: list[tuple[str, int]] = []
         self.steps: dict[int, list[int]] = {}
+        self.asked: dict[int, Asked] = {}
         self.results: dict[int, TrialResult] = {}
 
     def started(self, asked: Asked) -> None:
         self.heard.append(("started", asked.number))
+        self.asked[asked.number] = asked
 
     def rung(self, number: int, rung: Rung) -> None:
         self.heard.append(("rung", number))
@@ -72,3 +76,8 @@ class Ear:
         assert result.number not in [told.number for told in self._search.results], "the record comes before the search"
         self.heard.append(("finished", result.number))
         self.results[result.number] = result
+
+
+def reached(result: TrialResult) -> list[tuple[int, float]]:
+    """How far a trial came, without the time it took."""
+    return [(rung.step, rung.accuracy) for rung in result.rungs]

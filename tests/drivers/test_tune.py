@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from autocompress.baseline import Baseline, Data
-from autocompress.drivers.tune import TuneDriver, _Desk
+from autocompress.drivers.desk import Desk
+from autocompress.drivers.tune import TuneDriver
 from autocompress.errors import ExperimentError, InputError
 from autocompress.lane import Lane
 from autocompress.result import Rung, Status
@@ -137,7 +138,7 @@ def test_a_trial_too_large_for_every_node_is_refused_at_once(toy_baseline: Basel
 def test_what_tune_reports_becomes_one_result_a_trial(toy_baseline: Baseline, toy_data: Data, tmp_path: Path) -> None:
     search, _ = search_of(experiment_file(tmp_path, "budget=Budget(trials=2)"), toy_baseline, toy_data)
     ear = Ear(search)
-    desk = _Desk(search, ear, toy_baseline.layers)
+    desk = Desk(search, ear, toy_baseline.layers)
     first, second = desk.ask("a"), desk.ask("b")
     assert isinstance(first, dict)
     assert isinstance(second, dict)
@@ -168,7 +169,7 @@ import os
 import sys
 from pathlib import Path
 from autocompress.baseline import load_data, make_baseline
-from autocompress.drivers.tune import TuneDriver, _Desk
+from autocompress.drivers.tune import TuneDriver
 from autocompress.target import Target
 from autocompress.testing import ToyTask
 from tests.drivers.searching import Ear, search_of

@@ -17,6 +17,7 @@ from autocompress.report import front_table, nearest_lines, write_report
 from autocompress.report.data import show
 from autocompress.result import TrialResult
 from tests.made import BASELINE, LAYERS, OBJECTIVES, made_failure, made_front, made_many, made_result, made_results, made_stop
+from tests.made_evidence import made_refits, made_run
 
 
 @pytest.fixture
@@ -98,7 +99,9 @@ def test_the_page_holds_the_front_and_no_address(folder: RunFolder) -> None:
     data = json.loads(page.scripts["data"])
     assert data["front"] == [4, 1, 0]
     assert data["recommended"] == 1
-    assert data["counts"] == {"complete": 4, "stopped": 1, "failed": 1}
+    assert data["counts"] == "6 trials, 1 stopped early at a rung, 1 failed"
+    assert (data["worth"], data["knobs"], data["sensitive"]) == (None, None, None)
+    assert not (folder.path / "search.png").exists()
     assert data["limits"] == [{"metric": "accuracy", "bound": pytest.approx(0.932), "text": "accuracy >= baseline - 0.05"}]
     assert data["baseline"]["size_bytes"] == 420_000
     assert data["columns"]["policy"][1] == "-50% channels, w4 a8, 101 steps, KD T=4"
@@ -160,6 +163,37 @@ def test_every_kind_of_search_has_a_report(folder: RunFolder, results: list[Tria
     assert len(table_of(folder)) == sum(bool(result.metrics) for result in results)
     data = json.loads(page_of(folder).scripts["data"])
     assert bool(data["front"]) == bool(front.members) == (not data["notes"])
+
+
+def test_refits_and_seeds_are_marked_in_every_form(tmp_path: Path) -> None:
+    folder, front, results = made_run(tmp_path / "run")
+    write_report(folder, front, results, LAYERS, title="mnist_vgg")
+    table = table_of(folder)
+    assert list(table.index[:3]) == [4, 7, 0]
+    row = table.loc[7]
+    assert (row["refit_of"], row["remarks"]) == (1, "trained further from trial 1")
+    assert (row["seeds"], row["accuracy"]) == (3, 0.976)
+    assert (row["accuracy_mean"], row["accuracy_deviation"]) == (
+        pytest.approx(0.9763, abs=1e-4),
+        pytest.approx(0.0025, abs=1e-4),
+    )
+    assert table.loc[0, "remarks"] == "not clearly better than trial 7"
+    assert table["refit_of"].isna().to_dict() == {number: number < 6 for number in table.index}
+    columns = json.loads(page_of(folder).scripts["data"])["columns"]
+    assert columns["seeds"][:3] == [None, 3, None]
+    assert columns["remarks"][1] == "trained further from trial 1"
+    line = next(line for line in printed(front, 150) if "★ 7" in line)
+    assert "97.6 ± 0.3% (3 seeds)" in line
+    assert "trained further from trial 1" in line
+
+
+def test_error_bars_are_drawn_in_the_picture(folder: RunFolder) -> None:
+    results = [*made_results(), *made_refits()]
+    front = made_front(results)
+    write_report(folder, front, results, LAYERS, title="seeds")
+    with_bars = picture_of(folder)
+    write_report(folder, front.model_copy(update={"spread": {}}), results, LAYERS, title="seeds")
+    assert (with_bars != picture_of(folder)).any()
 
 
 def printed(front: ParetoFront, width: int = 120) -> list[str]:

@@ -1,3 +1,4 @@
+import json
 import logging
 import shutil
 import socket
@@ -20,24 +21,25 @@ from autocompress.folder import RunFolder
 from autocompress.front import ParetoFront
 from autocompress.objective import Limit
 from autocompress.policy import Distill, Finetune, LayerPolicy, Policy
+from autocompress.report import write_report
 from autocompress.result import TrialResult
 from autocompress.trackers import mlflow_store
-from autocompress.trackers.hypervolume import HypervolumeSoFar
 from autocompress.trackers.jsonl import JsonlRecord
 from autocompress.trackers.mlflow import MlflowTracker, check_reachable, one_line, sync
 from autocompress.trackers.mlflow_run import MlflowRun, absolute_uri, default_uri, public_uri
+from autocompress.trackers.mlflow_trial import policy_params
 from tests.made import (
     BASELINE,
     LAYERS,
     LIMITS,
     OBJECTIVES,
-    made_failure,
     made_folder,
     made_front,
     made_many,
     made_result,
     made_results,
 )
+from tests.made_evidence import made_halted, made_run, made_sensitivity
 from tests.servers import free_port, kill, mlflow_serving
 
 EXPERIMENT = "mnist_vgg"
@@ -132,7 +134,7 @@ def everything(client: MlflowClient, name: str = EXPERIMENT) -> dict[str, Any]:
             "metrics": run.data.metrics,
             "histories": {
                 key: sorted((metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, key))
-                for key in ("hypervolume", "rung_accuracy", "size_bytes", "test_accuracy")
+                for key in ("hypervolume", "hypervolume_by_worker_seconds", "rung_accuracy", "size_bytes", "test_accuracy")
             },
             "artifacts": sorted(artifact.path for artifact in client.list_artifacts(run.info.run_id)),
             "datasets": len(run.inputs.dataset_inputs) if run.inputs else 0,
@@ -161,10 +163,15 @@ def test_a_search_is_a_parent_with_a_nested_run_for_every_trial(folder: RunFolde
         2: "FINISHED",
         3: "FAILED",
         4: "FINISHED",
-        5: "KILLED",
+        5: "FINISHED",
     }
     assert nested[3].data.tags["autocompress.error"] == "DivergedError: the loss was nan after 12 steps"
-    assert nested[5].data.tags["autocompress.error"] == "stopped after 0 steps at accuracy 0.3"
+    assert {number: run.data.tags["autocompress.status"] for number, run in nested.items() if number > 2} == {
+        3: "failed",
+        4: "complete",
+        5: "stopped",
+    }
+    assert nested[5].data.tags["autocompress.stopped"] == "at step 0, accuracy 0.3"
     assert [number for number in nested if nested[number].data.tags["autocompress.on_front"] == "true"] == [4, 1, 0]
     assert {run.data.tags.get("autocompress.limit_met") for run in nested.values()} == {"true", None}
     assert nested[1].data.metrics["size_bytes"] == 24_000
@@ -173,7 +180,7 @@ def test_a_search_is_a_parent_with_a_nested_run_for_every_trial(folder: RunFolde
     assert "test_accuracy" not in nested[2].data.metrics
     history = client.get_metric_history(nested[1].info.run_id, "rung_accuracy")
     assert [(metric.step, metric.value) for metric in history] == [(0, 0.875), (50, 0.955)]
-    assert nested[1].data.params == mlflow_store.policy_params(made_results()[1].policy, LAYERS)
+    assert nested[1].data.params == policy_params(made_results()[1].policy, LAYERS)
     local = Path(client.download_artifacts(nested[1].info.run_id, "policy.json"))
     assert Policy.from_json(local.read_bytes()) == made_results()[1].policy
     assert nested[1].data.tags["autocompress.cpu"] == "AMD EPYC (2 cores)"
@@ -206,6 +213,83 @@ def test_a_search_is_a_parent_with_a_nested_run_for_every_trial(folder: RunFolde
     assert note.count("\n| ") == 2 + len(front.members)
 
 
+def test_a_stopped_trial_keeps_its_rungs_and_what_was_known_at_them(folder: RunFolder, uri: str) -> None:
+    tracked(folder, uri, [made_results()[0], made_halted(5)])
+    client = MlflowClient(tracking_uri=uri)
+    _, nested = runs_of(client)
+    halted = nested[5]
+    assert (halted.info.status, halted.data.tags["autocompress.status"]) == ("FINISHED", "stopped")
+    assert halted.data.tags["autocompress.stopped"] == "at step 50, accuracy 0.41"
+    assert "autocompress.error" not in halted.data.tags
+    assert halted.data.metrics == {
+        "rung_accuracy": 0.41,
+        "rung_seconds": 7.0,
+        "rung_size_bytes": 42_000,
+        "rung_latency_ms": 0.4,
+        "worker_seconds": 7.0,
+    }
+    size = client.get_metric_history(halted.info.run_id, "rung_size_bytes")
+    assert [(metric.step, metric.value) for metric in size] == [(0, 42_000)]
+    assert halted.info.end_time - halted.info.start_time == 7000
+
+
+def test_refits_compute_and_what_was_measured_before_are_there(tmp_path: Path, uri: str) -> None:
+    folder, front, _ = made_run(tmp_path / "run")
+    tracker = tracker_of(folder, uri)
+    tracker.start()
+    write_report(folder, front, folder.results(), LAYERS, title="x")
+    assert tracker.close(front) == 0
+    client = MlflowClient(tracking_uri=uri)
+    parent, nested = runs_of(client)
+
+    assert {number: run.data.tags.get("autocompress.refit_of") for number, run in nested.items() if number > 4} == {
+        5: None,
+        6: "1",
+        7: "1",
+        8: "1",
+    }
+    assert nested[7].data.metrics["worker_seconds"] == 20.5
+    compute = {key: value for key, value in parent.data.metrics.items() if key.startswith("worker_seconds")}
+    assert compute == {
+        "worker_seconds": 153.5,
+        "worker_seconds/preparation": 10,
+        "worker_seconds/trials": 82,
+        "worker_seconds/refits": 61.5,
+    }
+    history = client.get_metric_history(parent.info.run_id, "hypervolume_by_worker_seconds")
+    by_trial = client.get_metric_history(parent.info.run_id, "hypervolume")
+    assert sorted(metric.step for metric in history) == [30, 51, 72, 72, 92, 92, 112, 133, 154]
+    assert {metric.value for metric in history} == {metric.value for metric in by_trial}
+
+    assert {artifact.path for artifact in client.list_artifacts(parent.info.run_id)} == {
+        *("front.json", "front.csv", "front.html", "front.png", "search.png"),
+        *("sensitivity.json", "sensitivity_table.json", "importance.json"),
+    }
+    table = json.loads(Path(client.download_artifacts(parent.info.run_id, "sensitivity_table.json")).read_text())
+    assert table["columns"] == ["layer", "what", "value", "KL of the outputs, nats"]
+    assert ["features.0", "weight_bits", 2, None] in table["data"]
+    assert len(table["data"]) == len(made_sensitivity().entries)
+
+    note = parent.data.tags["mlflow.note.content"]
+    assert "**97.6 ± 0.3% (3 seeds)**" in note
+    assert "(trained further from trial 1)** |" in note
+    assert "± is one standard deviation over the seeds." in note
+    assert "154 worker-seconds: 10 on preparation, 82 on trials, 62 on refits." in note
+    before = everything(client)
+    assert sync(folder, front, layers=LAYERS) == 0
+    assert everything(client) == before
+
+
+def test_damaged_sensitivities_cost_nothing_but_themselves(folder: RunFolder, uri: str) -> None:
+    folder.sensitivity.write_text("{")
+    tracked(folder, uri, made_results()[:2])
+    client = MlflowClient(tracking_uri=uri)
+    parent, nested = runs_of(client)
+    assert sorted(nested) == [0, 1]
+    assert parent.data.metrics["worker_seconds"] == 41
+    assert "sensitivity_table.json" not in {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+
+
 def test_the_hypervolume_over_trials_ends_at_the_fronts_and_never_falls(folder: RunFolder, uri: str) -> None:
     results = made_many(30)
     front = tracked(folder, uri, results)
@@ -217,14 +301,6 @@ def test_the_hypervolume_over_trials_ends_at_the_fronts_and_never_falls(folder: 
     assert values == sorted(values)
     assert values[-1] == pytest.approx(front.hypervolume())
     assert values[-1] > 0
-
-
-def test_the_hypervolume_so_far_is_that_of_the_front_after_every_trial() -> None:
-    results = [*made_many(60), made_failure(60, "out of memory")]
-    volume = HypervolumeSoFar(OBJECTIVES, LIMITS, BASELINE)
-    for count, result in enumerate(results, 1):
-        front = ParetoFront.of(results[:count], OBJECTIVES, LIMITS, BASELINE)
-        assert volume.add(result) == pytest.approx(front.hypervolume())
 
 
 def test_front_members_load_and_run_as_models_and_the_recommended_one_is_champion(folder: RunFolder, uri: str) -> None:
@@ -501,7 +577,7 @@ def test_a_real_server_that_dies_in_the_middle_and_comes_back(folder: RunFolder,
         assert everything(client) == before
         assert before["parent"]["status"] == "FINISHED"
         assert before["parent"]["artifacts"] == ["front.csv", "front.html", "front.json", "front.png"]
-        assert [before[f"trial {number}"]["status"] for number in (3, 5)] == ["FAILED", "KILLED"]
+        assert [before[f"trial {number}"]["status"] for number in (3, 5)] == ["FAILED", "FINISHED"]
         parent, _ = runs_of(client)
         assert tracker.ui_hint == f"{uri}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}"
         was = mlflow.get_tracking_uri()
@@ -591,7 +667,7 @@ def test_the_few_params_of_a_policy() -> None:
         distill=Distill(temperature=3),
     )
     bits = (640 * 32 + 36_928 * 4 + 9_010 * 8) / 46_578
-    assert mlflow_store.policy_params(policy, LAYERS) == {
+    assert policy_params(policy, LAYERS) == {
         "mean_weight_bits": f"{bits:.3g}",
         "mean_activation_bits": "24",
         "channel_sparsity": "0.25",

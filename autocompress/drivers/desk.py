@@ -1,0 +1,125 @@
+"""The desk: stands between Tune, which knows trials by ids of its own, and the search, which knows them by number."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from autocompress.drivers import Listener
+from autocompress.drivers.endings import unmeasured
+from autocompress.layer import Layers
+from autocompress.result import Environment, Rung, Status, TrialResult
+from autocompress.search import Asked, Search
+
+
+@dataclass
+class _Running:
+    asked: Asked
+    since: float = field(default_factory=time.time)
+    rungs: list[Rung] = field(default_factory=list)
+    environment: Environment | None = None
+    announced: bool = False
+
+
+class Desk:
+    """Every method takes Tune's id of a trial. When one fails, `failure` says why, and the desk is closed."""
+
+    def __init__(self, search: Search, listener: Listener, layers: Layers) -> None:
+        self._search = search
+        self._listener = listener
+        self._layers = layers
+        self._running: dict[str, _Running] = {}
+        self.closed = False
+        self.failure: Exception | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """True when trials under way may yet change what is asked for next."""
+        return bool(self._running) and not self.closed
+
+    def ask(self, trial_id: str) -> dict[str, Any] | None:
+        """A trial to start, see `Trainer`; None when there is none now, or no more: see `waiting`."""
+        with self._guarded():
+            asked = None if self.closed else self._search.ask()
+            if asked is not None:
+                self._running[trial_id] = _Running(asked)
+                return {
+                    "number": asked.number,
+                    "policy": asked.policy.to_json(),
+                    "seed": asked.seed,
+                    "refit_of": asked.refit_of,
+                }
+        return None
+
+    def started(self, trial_id: str) -> None:
+        with self._guarded():
+            self._announce(self._running[trial_id])
+
+    def rung(self, trial_id: str, reported: dict[str, Any]) -> bool:
+        """Takes what a trial has reported at a rung; False when it is to be stopped there."""
+        with self._guarded():
+            running = self._running[trial_id]
+            if "environment" in reported:
+                running.environment = Environment.from_json(reported["environment"], source="a worker's environment")
+            rung = Rung.from_json(reported["rung"], source="a worker's rung")
+            # A trial begun again on another worker passes the same rungs again, after which it went on before.
+            if not running.rungs or rung.step > running.rungs[-1].step:
+                running.rungs.append(rung)
+                self._listener.rung(running.asked.number, rung)
+                return self._search.report(running.asked.number, rung)
+        return True
+
+    def result(self, trial_id: str, reported: dict[str, Any]) -> None:
+        """Takes what a trial has reported at its end, and leaves out what it has reported at a rung."""
+        with self._guarded():
+            if "error" in reported:
+                self._finish(trial_id, self._unmeasured(trial_id, Status.FAILED, reported["error"]))
+            elif "result" in reported:
+                result = TrialResult.from_json(reported["result"], source="a worker's result")
+                self._finish(trial_id, result.model_copy(update={"refit_of": self._running[trial_id].asked.refit_of}))
+
+    def ended(self, trial_id: str) -> None:
+        """A trial that has given no result until now was stopped on purpose."""
+        with self._guarded():
+            if trial_id in self._running:
+                self._finish(trial_id, self._unmeasured(trial_id, Status.STOPPED, None))
+
+    def lost(self, trial_id: str, error: str) -> None:
+        with self._guarded():
+            if trial_id in self._running:
+                self._finish(trial_id, self._unmeasured(trial_id, Status.FAILED, error))
+
+    def interrupt(self) -> None:
+        self._search.stop("interrupted")
+        self.closed = True
+
+    def _announce(self, running: _Running) -> None:
+        if not running.announced:
+            running.announced = True
+            self._listener.started(running.asked)
+
+    def _finish(self, trial_id: str, result: TrialResult) -> None:
+        self._announce(self._running.pop(trial_id))
+        self._listener.finished(result)
+        self._search.tell(result)
+
+    def _unmeasured(self, trial_id: str, status: Status, error: str | None) -> TrialResult:
+        running = self._running[trial_id]
+        return unmeasured(
+            running.asked,
+            self._layers,
+            status,
+            started=running.since,
+            error=error,
+            rungs=running.rungs,
+            environment=running.environment,
+        )
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  # raised again by the driver; Tune would take it for a trial's
+            self.failure = self.failure or error
+            self.closed = True

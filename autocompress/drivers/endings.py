@@ -1,0 +1,43 @@
+"""What becomes of trials that do not go all the way."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from autocompress.errors import TrialError
+from autocompress.layer import Layers
+from autocompress.result import Environment, Rung, Status, TrialResult
+
+if TYPE_CHECKING:  # trainers load this module; they need no Optuna
+    from autocompress.search import Asked
+
+
+def found(checkpoint: bytes | None, number: int) -> bytes:
+    """The checkpoint of trial `number`. Raises `TrialError` when there is none."""
+    if checkpoint is None:
+        raise TrialError(f"the checkpoint of trial {number} is gone from the run folder; it cannot be trained further")
+    return checkpoint
+
+
+def unmeasured(
+    asked: "Asked",
+    layers: Layers,
+    status: Status,
+    *,
+    started: float,
+    error: str | None = None,
+    rungs: Sequence[Rung] = (),
+    environment: Environment | None = None,
+) -> TrialResult:
+    """The result of a trial that has none of its own: it was stopped, or could not go on."""
+    return TrialResult(
+        number=asked.number,
+        policy=asked.policy,
+        status=status,
+        rungs=tuple(rungs),
+        error=error,
+        seed=asked.seed,
+        started=started,
+        environment=environment,
+        summary=asked.policy.describe(layers),
+        refit_of=asked.refit_of,
+    )

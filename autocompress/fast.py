@@ -1,0 +1,58 @@
+"""How a network is computed quickest on the machine at hand: its layout in memory, and the numbers it computes with."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Precision = Callable[[], AbstractContextManager[Any]]
+
+# How far half precision may move the outputs: networks that train well in it stay within a few per cent.
+_GAP = 0.1
+
+
+def in_fast_layout(model: nn.Module, example: Tensor) -> nn.Module:
+    """`model` moved to channels last where it allows that: the same values, trained in two thirds of the time on a CPU.
+
+    `example` is a batch (n, ...).
+    """
+    moved: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        with torch.no_grad():
+            moved(example)
+    except RuntimeError:  # a `view` needs its values in the usual order
+        moved = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return moved
+
+
+def fast_precision(model: nn.Module, example: Tensor) -> Precision:
+    """What to compute `model` in: bfloat16 by autocast where the hardware is made for it and the outputs stay as they are.
+
+    Where not, a context that changes nothing. `example` is a batch (n, ...) on the device of the model.
+    """
+    if not _has_bfloat16(example.device):
+        return nullcontext
+    half = partial(torch.autocast, example.device.type, torch.bfloat16)
+    training = model.training
+    try:
+        with torch.no_grad():
+            exact = model.eval()(example)
+            with half():
+                rough = model(example).float()
+    except RuntimeError:  # an operation that has no such kernel, or that mixes types
+        return nullcontext
+    finally:
+        model.train(training)
+    near = bool((rough - exact).norm() <= _GAP * exact.norm())
+    return half if near else nullcontext
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # Without these instructions a CPU converts forth and back, and takes longer than in float32.
+    has = torch.cpu.get_capabilities()
+    return device.type == "cpu" and bool(has.get("avx512_bf16") or has.get("amx_bf16"))

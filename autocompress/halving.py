@@ -1,0 +1,140 @@
+"""Multi-objective successive halving: which trials are worth more training.
+
+The rule of asynchronous successive halving (Li et al., 2020), with the order among trials by non-dominated rank and
+then by hypervolume contribution (as in SMS-EMOA: Beume et al., 2007). It knows neither trials nor a study.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import moocore
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.errors import ExperimentError
+from autocompress.front import missed
+from autocompress.objective import Limit, Objective
+from autocompress.result import Rung
+
+Losses = Sequence[float]
+
+# The reference point lies that far, as a share of the range among the trials compared, beyond the worst of them: the
+# worst in one objective has a contribution too.
+_BEYOND = 0.1
+
+
+@dataclass(frozen=True)
+class Halving:
+    """Early stopping: at each rung a trial goes on if it is among the best 1/`eta` of those that reached the rung.
+
+    `rungs` are shares of the fine-tuning steps; at 0 a trial is judged by its student before any fine-tuning.
+    """
+
+    eta: float = 3.0
+    rungs: tuple[float, ...] = (0.0, 1 / 3)
+
+    def __post_init__(self) -> None:
+        if self.eta <= 1:
+            raise ExperimentError(f"halving needs an eta above 1, given {self.eta}")
+        if not self.rungs or not all(0 <= rung < 1 for rung in self.rungs):
+            raise ExperimentError(f"halving needs rungs from 0 up to, but not including, 1; given {self.rungs}")
+
+
+class Ladder:
+    """The rungs that the trials of a search have reached, and who goes on from there.
+
+    Sizes and times are compared as logarithms. What a rung does not know of an objective (it is measured at the end
+    only) does not count; a trial beyond a limit on what it does know is behind all that keep to it.
+    """
+
+    def __init__(
+        self, halving: Halving, objectives: Sequence[Objective], limits: Sequence[Limit], baseline: dict[str, float]
+    ) -> None:
+        self._halving = halving
+        self._objectives = objectives
+        self._limits = limits
+        self._baseline = baseline
+        self._rungs: dict[int, tuple[Rung, ...]] = {}
+
+    def reached(self, number: int, rungs: Sequence[Rung]) -> None:
+        """Notes all the rungs that a trial has reached so far."""
+        self._rungs[number] = tuple(rungs)
+
+    def goes_on(self, number: int, steps: int) -> bool:
+        """Whether a trial of so many `steps` goes on from the last of its rungs."""
+        rung = self._rungs[number][-1]
+        if rung.step not in {round(share * steps) for share in self._halving.rungs} or rung.step >= steps:
+            return True
+        others = [self._at(rung.step, rungs) for other, rungs in self._rungs.items() if other != number]
+        there = [other for other in others if other is not None]
+        if self._misses(rung):
+            return all(self._misses(other) for other in there) and self._among_best(rung, there)
+        return self._among_best(rung, [other for other in there if not self._misses(other)])
+
+    def _among_best(self, rung: Rung, others: Sequence[Rung]) -> bool:
+        known = [objective for objective in self._objectives if objective.metric in _metrics(rung)]
+        if not known:
+            return True
+        return goes_on(_losses(rung, known), [_losses(other, known) for other in others], self._halving.eta)
+
+    def _at(self, step: int, rungs: Sequence[Rung]) -> Rung | None:
+        """How a trial stood when it had trained so many steps; None when it never had."""
+        if not rungs or rungs[-1].step < step:
+            return None
+        return max((rung for rung in rungs if rung.step <= step), key=lambda rung: rung.step)
+
+    def _misses(self, rung: Rung) -> bool:
+        # Not by its score: that is what training is for.
+        known = [limit for limit in self._limits if limit.metric in rung.metrics and limit.metric != "accuracy"]
+        return bool(missed(rung.metrics, known, self._baseline))
+
+
+def goes_on(candidate: Losses, others: Sequence[Losses], eta: float) -> bool:
+    """True when `candidate` is among the best 1/eta of itself and the `others` that reached the same rung.
+
+    Losses are to be small, one an objective, in the same order. A trial goes on while fewer than `eta` have reached the
+    rung: nobody knows yet what is good.
+    """
+    if len(others) + 1 < eta:
+        return True
+    place = order([candidate, *others]).index(0)
+    return place < math.ceil((len(others) + 1) / eta)
+
+
+def order(losses: Sequence[Losses]) -> list[int]:
+    """The places of `losses`, best first: by non-dominated rank, then by the hypervolume that only they contribute.
+
+    Each objective is scaled to the range it has in `losses`; of equals the later one is first.
+    """
+    scaled = _scaled(np.asarray(losses, dtype=float))
+    ranks = moocore.pareto_rank(scaled)
+    contributions = np.zeros(len(scaled))
+    for rank in np.unique(ranks):
+        layer = np.flatnonzero(ranks == rank)
+        contributions[layer] = _contributions(scaled[layer])
+    return sorted(range(len(scaled)), key=lambda place: (ranks[place], -contributions[place], -place))
+
+
+def _scaled(losses: NDArray[np.float64]) -> NDArray[np.float64]:
+    low, high = losses.min(axis=0), losses.max(axis=0)
+    scaled: NDArray[np.float64] = (losses - low) / np.where(high > low, high - low, 1.0)
+    return scaled
+
+
+def _contributions(layer: NDArray[np.float64]) -> NDArray[np.float64]:
+    reference = np.full(layer.shape[1], 1 + _BEYOND)
+    contributions: NDArray[np.float64] = moocore.hv_contributions(layer, ref=reference)
+    return contributions
+
+
+def _metrics(rung: Rung) -> dict[str, float]:
+    return {**rung.metrics, "accuracy": rung.accuracy}
+
+
+def _losses(rung: Rung, objectives: Sequence[Objective]) -> list[float]:
+    metrics = _metrics(rung)
+    return [
+        math.log(max(metrics[objective.metric], 1e-9)) if objective.goal == "min" else -metrics[objective.metric]
+        for objective in objectives
+    ]

@@ -1,0 +1,160 @@
+"""A network whose divergences are weighed as somebody wants them: what its states cost, and what changes would bring."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.policy import Policy
+from autocompress.prior.network import Counts, Floats, Network, Part, narrowed_by
+
+
+@dataclass(frozen=True)
+class State:
+    """The place in `Cut.kept` of each cut, and the row of each part."""
+
+    kept: tuple[int, ...]
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What a state costs: divergence, bytes and milliseconds."""
+
+    divergence: float
+    size: float
+    ms: float
+
+
+@dataclass(frozen=True)
+class Prices:
+    """The divergence that a byte and a millisecond are worth."""
+
+    size: float
+    ms: float
+
+    def of(self, worth: Worth) -> float:
+        return worth.divergence + self.size * worth.size + self.ms * worth.ms
+
+
+@dataclass(frozen=True, eq=False)
+class Changes:
+    """Every other choice for one cut or one part alone: whose it is (cuts first), which, and what it changes."""
+
+    owner: Counts
+    choice: Counts
+    divergence: Floats
+    size: Floats
+    ms: Floats
+
+
+class Weighed:
+    """`of_cuts` holds the divergence of each cut at each count, `of_parts` that of each part in each row.
+
+    Rows that can never be of use are left out. In the `mildest` state nothing is cut and every part is in its first form.
+    """
+
+    def __init__(self, network: Network, of_cuts: Sequence[Floats], of_parts: Sequence[Floats]) -> None:
+        useful = [_undominated(part, of_rows) for part, of_rows in zip(network.parts, of_parts, strict=True)]
+        self.cuts = network.cuts
+        self.parts = [part.only(rows) for part, rows in zip(network.parts, useful, strict=True)]
+        self._of_cuts = of_cuts
+        self._of_parts = [of_rows[rows] for of_rows, rows in zip(of_parts, useful, strict=True)]
+        self._rest = network.rest_bytes, network.rest_ms
+        self.largest_divergence = max(1e-12, *(float(of.max()) for of in (*of_cuts, *of_parts)))
+        self.mildest = State((0,) * len(self.cuts), tuple(_smallest_of_first_form(part) for part in self.parts))
+
+    def policy(self, state: State) -> Policy:
+        shares = {
+            cut.name: 1 - int(cut.kept[place]) / cut.channels for cut, place in zip(self.cuts, state.kept, strict=True) if place
+        }
+        layers = {part.name: part.how[row] for part, row in zip(self.parts, state.rows, strict=True)}
+        return Policy(channel_sparsity=shares, layers=layers)
+
+    def worth(self, state: State) -> Worth:
+        size, ms = self._rest
+        divergence = sum(float(of[place]) for of, place in zip(self._of_cuts, state.kept, strict=True))
+        for place, row in enumerate(state.rows):
+            part = self.parts[place]
+            inputs, outputs = self._widths(part, state.kept)
+            divergence += float(self._of_parts[place][row])
+            size += float(part.sizes(inputs, outputs)[row])
+            ms += float(part.times(inputs, outputs)[row])
+        return Worth(divergence, size, ms)
+
+    def changed(self, state: State, changes: Changes, which: Sequence[int]) -> State:
+        """The state after some of its changes."""
+        choices = [*state.kept, *state.rows]
+        for change in which:
+            choices[int(changes.owner[change])] = int(changes.choice[change])
+        return State(tuple(choices[: len(state.kept)]), tuple(choices[len(state.kept) :]))
+
+    def changes(self, state: State) -> Changes:
+        found = [*self._changes_of_cuts(state), *self._changes_of_parts(state)]
+        owners = [np.full(len(divergence), owner) for owner, (divergence, _, _) in enumerate(found)]
+        choices = [np.arange(len(divergence)) for divergence, _, _ in found]
+        divergence, size, ms = (np.concatenate(column) for column in zip(*found, strict=True))
+        return Changes(np.concatenate(owners), np.concatenate(choices), divergence, size, ms)
+
+    def of_counts(self, kept: Sequence[int], prices: Prices, cut: int) -> Floats:
+        """What each count of a cut costs, with the best form of every layer that it touches."""
+        total: Floats = self._of_cuts[cut].copy()
+        for member in self.cuts[cut].layers:
+            total += self._priced(member, kept, prices, cut).min(axis=0)
+        return total
+
+    def best_rows(self, kept: Sequence[int], prices: Prices) -> tuple[int, ...]:
+        """The best row of every part at these counts."""
+        return tuple(int(self._priced(place, kept, prices).argmin()) for place in range(len(self.parts)))
+
+    def _priced(self, place: int, kept: Sequence[int], prices: Prices, cut: int | None = None) -> Floats:
+        """What a part costs: [row][count of the cut]."""
+        part = self.parts[place]
+        inputs, outputs = self._widths(part, kept, cut)
+        priced: Floats = prices.size * part.sizes(inputs, outputs) + prices.ms * part.times(inputs, outputs)
+        return priced.reshape(len(part.how), -1) + self._of_parts[place][:, None]
+
+    def _widths(self, part: Part, kept: Sequence[int], cut: int | None = None) -> tuple[Counts, Counts]:
+        """The input and output channels of a part; at every count of the one `cut`."""
+        inputs: Counts = np.asarray(part.inputs)
+        for place in part.reads:
+            counts = self.cuts[place].kept
+            inputs = narrowed_by(inputs, self.cuts[place].channels, counts if place == cut else counts[kept[place]])
+        if part.writes is None:
+            return inputs, np.asarray(part.outputs)
+        counts = self.cuts[part.writes].kept
+        return inputs, counts if part.writes == cut else counts[kept[part.writes]]
+
+    def _changes_of_cuts(self, state: State) -> Iterator[tuple[Floats, Floats, Floats]]:
+        for place, cut in enumerate(self.cuts):
+            size, ms = np.zeros(len(cut.kept)), np.zeros(len(cut.kept))
+            for member in cut.layers:
+                part, row = self.parts[member], state.rows[member]
+                inputs, outputs = self._widths(part, state.kept, place)
+                size += part.sizes(inputs, outputs, row)
+                ms += part.times(inputs, outputs, row)
+            now = state.kept[place]
+            yield self._of_cuts[place] - self._of_cuts[place][now], size - size[now], ms - ms[now]
+
+    def _changes_of_parts(self, state: State) -> Iterator[tuple[Floats, Floats, Floats]]:
+        for place, part in enumerate(self.parts):
+            inputs, outputs = self._widths(part, state.kept)
+            size, ms = part.sizes(inputs, outputs), part.times(inputs, outputs)
+            now = state.rows[place]
+            yield self._of_parts[place] - self._of_parts[place][now], size - size[now], ms - ms[now]
+
+
+def _undominated(part: Part, divergence: Floats) -> NDArray[np.bool_]:
+    """The rows that no other beats in everything, and those of the first form."""
+    columns = np.stack([divergence, part.fixed, part.each, part.channel, -part.kernel.astype(float)])
+    no_worse = (columns[:, None, :] <= columns[:, :, None]).all(axis=0)  # [row][other]
+    better = no_worse & (columns[:, None, :] < columns[:, :, None]).any(axis=0)
+    useful: NDArray[np.bool_] = ~better.any(axis=1)
+    return useful | np.array([how == part.how[0] for how in part.how])
+
+
+def _smallest_of_first_form(part: Part) -> int:
+    first = [how == part.how[0] for how in part.how]
+    return int(np.where(first, part.sizes(np.asarray(part.inputs), np.asarray(part.outputs)), math.inf).argmin())

@@ -1,0 +1,116 @@
+"""The layers of a network as they are applied: to what, how often, and at which numbers of channels a search may ask for them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.graph import norm_after, trace
+from autocompress.layer import Layer, Layers
+from autocompress.option import channel_shares
+from autocompress.runtimes.single import LayerShape
+from autocompress.target import Target
+
+# A grid has so many points an axis at most. Latency is a staircase, and most groups can be cut to eight widths.
+_POINTS = 9
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a network applies one layer: one shape for each call, the numbers it gives for one example, and its grid."""
+
+    layer: Layer
+    shapes: tuple[LayerShape, ...]
+    numbers: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    has_integer_kernel: bool
+
+
+def uses(model: nn.Module, example: Tensor, layers: Layers, target: Target) -> tuple[Use, ...]:
+    """Every layer as `model` applies it to the batch `example` (n, ...), for the batch size of the target."""
+    shapes: dict[str, list[LayerShape]] = {layer.name: [] for layer in layers}
+    numbers = dict.fromkeys(shapes, 0)
+    with_bias = _with_bias(model)
+
+    def note(name: str, module: nn.Module, given: Sequence[Tensor], output: Tensor) -> None:
+        shapes[name].append(_shape(module, given[0], bias=name in with_bias, batch=target.batch_size))
+        numbers[name] += output.numel() // len(example)
+
+    hooks = [
+        model.get_submodule(name).register_forward_hook(
+            lambda module, given, output, name=name: note(name, module, given, output)
+        )
+        for name in shapes
+    ]
+    try:
+        with torch.no_grad():
+            model.eval()(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    multiple = target.menu.channel_multiple
+    return tuple(
+        Use(
+            layer,
+            tuple(shapes[layer.name]),
+            numbers[layer.name],
+            *_grid(layer, layers, multiple, shapes[layer.name][0]),
+            # A layer called twice has no single input scale; other padding stands between rounding and kernel.
+            has_integer_kernel=len(shapes[layer.name]) == 1
+            and getattr(model.get_submodule(layer.name), "padding_mode", "zeros") == "zeros",
+        )
+        for layer in layers
+    )
+
+
+def _shape(module: nn.Module, given: Tensor, *, bias: bool, batch: int) -> LayerShape:
+    if isinstance(module, nn.Linear):
+        rows = given.numel() // len(given) // module.in_features
+        return LayerShape("linear", module.in_features, module.out_features, size=(rows,), bias=bias, batch=batch)
+    assert isinstance(module, nn.Conv2d)
+    left, right, top, bottom = module._reversed_padding_repeated_twice
+    settings: dict[str, Any] = {"kernel": module.kernel_size, "stride": module.stride, "dilation": module.dilation}
+    return LayerShape(
+        "conv2d",
+        module.in_channels,
+        module.out_channels,
+        size=tuple(given.shape[2:]),
+        padding=(top, left, bottom, right),
+        groups=module.groups,
+        bias=bias,
+        batch=batch,
+        **settings,
+    )
+
+
+def _with_bias(model: nn.Module) -> set[str]:
+    """The layers that have a bias in the exported file: their own, or that of the batch norm folded into them."""
+    found = {name for name, module in model.named_modules() if getattr(module, "bias", None) is not None}
+    graph = trace(model)
+    if graph is not None:
+        found |= {str(node.target) for node in graph.graph.nodes if node.op == "call_module" and norm_after(node, graph)}
+    return found
+
+
+def _grid(layer: Layer, layers: Layers, multiple: int, shape: LayerShape) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    full_outputs, full_inputs = layer.weight_shape[:2]
+    outputs, inputs = {full_outputs}, {full_inputs}
+    for group in layers.groups:
+        kept = [round(group.channels * (1 - share)) for share in channel_shares(group.channels, multiple)]
+        if layer.name in group.writers:
+            outputs |= {count for count in kept if shape.is_depthwise or count % shape.groups == 0}
+        if layer.name in group.readers and full_inputs % group.channels == 0:
+            inputs |= {full_inputs // group.channels * count for count in kept}
+    return _thinned(sorted(inputs)), _thinned(sorted(outputs))
+
+
+def _thinned(counts: Sequence[int]) -> tuple[int, ...]:
+    """All of them, or every second, fourth, ... and both ends: multiples of more than the least channel multiple."""
+    step, found = 1, set(counts)
+    while len(found) > _POINTS:
+        step *= 2
+        found = {counts[0], *counts[step - 1 :: step], counts[-1]}
+    return tuple(sorted(found))

@@ -1,0 +1,154 @@
+"""What each layer costs by itself: timed in a file of its own, and stored in every form."""
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from autocompress.compress.weights import largest_weights
+from autocompress.lane import Lane
+from autocompress.option import SPARSITIES
+from autocompress.profile.layers import Use
+from autocompress.runtimes import Runtime, runtime_of
+from autocompress.runtimes.single import LayerShape, Manner, SingleLayer
+from autocompress.student import best_scales, largest_code, per_channel
+from autocompress.tables import Beside, Form, LayerCosts, Storage
+from autocompress.target import Target
+
+# The least of runs in two sessions: about one session in sixty is a third slower for its whole life.
+_SESSIONS = 2
+_RUNS = 40
+_FEWEST_RUNS = 3
+_SECONDS = 0.004
+# Files timed before those who train are let by.
+_PORTION = 16
+# Of larger tensors some output channels tell how many weights are rounded to zero.
+_WEIGHTS = 2**16
+
+# What a runtime does for each file is timed by one that hardly computes.
+_NOTHING = LayerShape("linear", 1, 1, size=(1,))
+
+Times = dict[tuple[LayerShape, Manner], float]
+Grid = tuple[tuple[float, ...], ...]
+
+
+def layer_costs(model: nn.Module, found: Sequence[Use], target: Target, lane: Lane) -> tuple[LayerCosts, ...]:
+    """The costs of every layer of `model`, before anything is fitted to whole policies.
+
+    Where the runtime makes no files of single layers, a million multiply-accumulates count as a millisecond.
+    """
+    runtime = runtime_of(target)
+    times = {} if runtime.single is None else _times(found, runtime, target, lane)
+    return tuple(_costs(use, model.get_submodule(use.layer.name), runtime.single, times, target, lane) for use in found)
+
+
+def _costs(
+    use: Use, module: nn.Module, single: SingleLayer | None, times: Times, target: Target, lane: Lane
+) -> LayerCosts:
+    assert isinstance(module, nn.Conv2d | nn.Linear)
+    menu = target.menu
+    integer = 8 in menu.activation_bits and use.has_integer_kernel
+    with lane.shared():
+        storage = [_storage(module, bits, single, zeros=menu.weight_sparsity) for bits in {None: 0} | dict.fromkeys(menu.weight_bits)]
+        beside = [_beside(use.shapes[0], manner, single) for manner in ("float", "codes", "integer")]
+    return LayerCosts(
+        name=use.layer.name,
+        inputs=use.inputs,
+        outputs=use.outputs,
+        float_ms=_grid(use, "float", times),
+        int8_ms=_grid(use, "integer", times) if integer else (),
+        weights=module.weight.numel(),
+        storage=tuple(storage),
+        floats=beside[0],
+        codes=beside[1],
+        integer=beside[2],
+    )
+
+
+def _grid(use: Use, manner: Manner, times: Times) -> Grid:
+    def ms(inputs: int, outputs: int) -> float:
+        if not times:
+            full = use.inputs[-1] * use.outputs[-1]
+            return use.layer.macs * inputs * outputs / full / 1e6
+        return sum(times[shape.at(inputs, outputs), manner] for shape in use.shapes)
+
+    return tuple(tuple(ms(inputs, outputs) for outputs in use.outputs) for inputs in use.inputs)
+
+
+def _times(found: Sequence[Use], runtime: Runtime, target: Target, lane: Lane) -> Times:
+    """The least milliseconds of each different file, less what a file takes that does nothing."""
+    assert runtime.single is not None
+    wanted = list(dict.fromkeys(_files(found, target)))
+    times: Times = {}
+    for start in range(0, len(wanted), _PORTION):
+        portion = wanted[start : start + _PORTION]
+        with lane.shared():
+            files = [runtime.single.file(*key) for key in portion]
+        for _ in range(_SESSIONS):
+            with lane.exclusive():
+                for key, (content, inputs) in zip(portion, files, strict=True):
+                    times[key] = min(times.get(key, float("inf")), _least_ms(runtime, content, inputs, target))
+    return {(shape, manner): max(0.0, ms - times[_NOTHING, manner]) for (shape, manner), ms in times.items()}
+
+
+def _files(found: Sequence[Use], target: Target) -> Iterator[tuple[LayerShape, Manner]]:
+    manners: list[Manner] = ["float", "integer"] if 8 in target.menu.activation_bits else ["float"]
+    for manner in manners:
+        yield _NOTHING, manner
+        for use in found:
+            if manner == "integer" and not use.has_integer_kernel:
+                continue
+            for shape, inputs, outputs in product(use.shapes, use.inputs, use.outputs):
+                yield shape.at(inputs, outputs), manner
+
+
+def _least_ms(runtime: Runtime, content: bytes, inputs: NDArray[Any], target: Target) -> float:
+    session = runtime.load(content, target)
+    session(inputs)
+    least, runs = float("inf"), 0
+    deadline = time.perf_counter() + _SECONDS
+    while runs < _RUNS and (runs < _FEWEST_RUNS or time.perf_counter() < deadline):
+        start = time.perf_counter()
+        session(inputs)
+        least = min(least, time.perf_counter() - start)
+        runs += 1
+    return least * 1e3
+
+
+def _storage(layer: nn.Conv2d | nn.Linear, bits: int | None, single: SingleLayer | None, *, zeros: bool) -> Storage:
+    sparsities = (0.0, *SPARSITIES) if zeros else (0.0,)
+    rounded = [_rounded(layer, bits, sparsity) for sparsity in sparsities]
+    # The one with most zeros: the forms of zeros are among its own.
+    forms = (Form(fixed=0, number=(bits or 32) / 8, nonzero=0),) if single is None else single.forms(rounded[-1])
+    return Storage(
+        bits=bits, forms=forms, sparsities=sparsities, zeros=tuple(float((weights == 0).mean()) for weights in rounded)
+    )
+
+
+def _rounded(layer: nn.Conv2d | nn.Linear, bits: int | None, sparsity: float) -> NDArray[Any]:
+    """The weights as they are stored, of all output channels or of enough of them, evenly picked."""
+    weight = layer.weight.detach()
+    step = -(-weight.numel() // _WEIGHTS)
+    masked = (weight * largest_weights(weight, sparsity))[::step]
+    if bits is None:
+        floats: NDArray[Any] = masked.numpy()
+        return floats
+    largest, scale = largest_code(bits), per_channel(best_scales(masked, bits), masked)
+    codes: NDArray[Any] = (masked / scale).round().clamp(-largest, largest).to(torch.int8).numpy()
+    return codes
+
+
+def _beside(shape: LayerShape, manner: Manner, single: SingleLayer | None) -> Beside:
+    if single is None:
+        return Beside(layer=0, channel=4.0 * shape.bias + (0 if manner == "float" else 4))
+    # With one input the weights hardly count.
+    narrow, wide = shape.at(1, shape.outputs), shape.at(1, 2 * shape.outputs)
+    narrow_bytes, wide_bytes = (
+        len(single.file(one, manner)[0]) - np.prod(one.weight_shape) * (4 if manner == "float" else 1) for one in (narrow, wide)
+    )
+    return Beside(layer=0, channel=float(wide_bytes - narrow_bytes) / shape.outputs)

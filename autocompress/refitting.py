@@ -1,0 +1,71 @@
+"""Which finished trial is most worth further training."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from autocompress.errors import ExperimentError
+from autocompress.front import hypervolume, missed
+from autocompress.objective import Limit, Objective
+from autocompress.result import Status, TrialResult
+
+# Further training wins back about half of what compression has lost.
+_WON_BACK = 0.5
+# More candidates than that cost time and hardly ever differ from better ones.
+_CANDIDATES = 200
+
+
+@dataclass(frozen=True)
+class Refit:
+    """Further training of the best models when the sampling is over, warm from their checkpoints.
+
+    Up to `models` of them, the members of the front first, then those nearest to it, each for `steps` more steps (None:
+    four times as many as its trial had) and with `seeds` seeds. Of a budget in minutes or worker-seconds the `share` is
+    kept for it; of trials none is.
+    """
+
+    models: int = 8
+    steps: int | None = None
+    seeds: int = 1
+    share: float = 0.4
+
+    def __post_init__(self) -> None:
+        if self.models < 1 or self.seeds < 1 or (self.steps is not None and self.steps < 1):
+            raise ExperimentError(f"a refit needs at least 1 model, step and seed, given {self}")
+        if not 0 < self.share < 1:
+            raise ExperimentError(f"a refit's share of the budget must be between 0 and 1, given {self.share}")
+
+
+def next_to_refit(
+    results: Sequence[TrialResult],
+    objectives: Sequence[Objective],
+    limits: Sequence[Limit],
+    baseline: dict[str, float],
+    *,
+    taken: Collection[int],
+) -> TrialResult | None:
+    """The complete trial that would add most to the hypervolume if it won back half of what it has lost in score.
+
+    Those in `taken` (numbers) are counted as if they had done so already, so that the next is not just like the last.
+    None when nothing is left that would add anything.
+    """
+    complete = [result for result in results if result.status is Status.COMPLETE]
+    known = [result.metrics for result in complete if not missed(result.metrics, limits, baseline)]
+    known += [_hoped(result, objectives, baseline) for result in complete if result.number in taken]
+    best, most = None, hypervolume(known, objectives, baseline) + 1e-9
+    for result in complete[-_CANDIDATES:]:
+        hoped = _hoped(result, objectives, baseline)
+        if result.refit_of is not None or result.number in taken or missed(hoped, limits, baseline):
+            continue
+        volume = hypervolume([*known, hoped], objectives, baseline)
+        if volume > most:
+            best, most = result, volume
+    return best
+
+
+def _hoped(result: TrialResult, objectives: Sequence[Objective], baseline: dict[str, float]) -> dict[str, float]:
+    metrics = dict(result.metrics)
+    for objective in objectives:
+        name = objective.metric
+        if objective.goal == "max" and metrics[name] < baseline[name]:
+            metrics[name] += _WON_BACK * (baseline[name] - metrics[name])
+    return metrics

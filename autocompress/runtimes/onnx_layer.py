@@ -1,0 +1,135 @@
+"""A file with one layer alone, as it stands in an exported network: to time it, and to see what it stores.
+
+Built without torch, whose exporter takes a second for a file.
+"""
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from autocompress.runtimes.onnx_slim import IR_VERSION, OPSET
+from autocompress.runtimes.single import LayerShape, Manner
+
+Array = NDArray[Any]
+
+# In range for weights and activations of unit variance; what values they have does not matter to an integer kernel.
+_SCALE = np.float32(0.05)
+
+
+def layer_file(shape: LayerShape, manner: Manner) -> tuple[bytes, Array]:
+    """The content of a file with that layer and a ReLU, and inputs for it.
+
+    An integer convolution takes and gives uint8 in the layout that ONNX Runtime computes in (channels last), as it does
+    between two others: the time is that of the kernel alone.
+    """
+    graph = _Graph(shape, manner)
+    match manner:
+        case "float":
+            weight = graph.store("w", graph.weight)
+        case "codes":
+            weight = graph.floats_of_codes()
+        case "integer":
+            weight = graph.integers()
+    output = graph.call("Relu", graph.layer(weight))
+    if manner == "integer":
+        output = graph.quantised(output)
+    content: bytes = graph.model(output).SerializeToString()
+    return content, graph.example()
+
+
+class _Graph:
+    """A graph under construction. What it stores is drawn from a fixed seed."""
+
+    def __init__(self, shape: LayerShape, manner: Manner) -> None:
+        self.shape, self.manner = shape, manner
+        self.draw = np.random.default_rng(0)
+        self.weight = self.draw.standard_normal(shape.weight_shape, dtype=np.float32)
+        self.nodes: list[onnx.NodeProto] = []
+        self.tensors: list[TensorProto] = []
+
+    @property
+    def is_convolution(self) -> bool:
+        return self.shape.kind == "conv2d"
+
+    def store(self, name: str, value: Array) -> str:
+        self.tensors.append(numpy_helper.from_array(value, name))
+        return name
+
+    def call(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        output = f"t{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, list(inputs), [output], **attributes))
+        return output
+
+    def codes(self) -> tuple[str, Array]:
+        codes = (self.weight / _SCALE).round().clip(-127, 127).astype(np.int8)
+        return self.store("w", codes), np.full(self.shape.outputs, _SCALE)
+
+    def floats_of_codes(self) -> str:
+        codes, scale = self.codes()
+        column = scale.reshape(-1, *[1] * (self.weight.ndim - 1))
+        return self.call("Mul", self.call("Cast", codes, to=TensorProto.FLOAT), self.store("s", column))
+
+    def integers(self) -> str:
+        codes, scale = self.codes()
+        inputs = [codes, self.store("s", scale)]
+        if not self.is_convolution:  # ONNX Runtime fuses a Gemm only if its weight has a zero point
+            inputs.append(self.store("z", np.zeros(self.shape.outputs, dtype=np.int8)))
+        return self.call("DequantizeLinear", *inputs, axis=0)
+
+    def layer(self, weight: str) -> str:
+        inputs = [self.input(), weight, *([self.bias()] if self.shape.bias else [])]
+        if not self.is_convolution:
+            return self.call("Gemm", *inputs, transB=1)
+        settings = {
+            "strides": self.shape.stride,
+            "pads": self.shape.padding,
+            "dilations": self.shape.dilation,
+            "group": self.shape.groups,
+        }
+        return self.call("Conv", *inputs, **settings)
+
+    def input(self) -> str:
+        if self.manner != "integer":
+            return "x"
+        given = self.call("Transpose", "x", perm=[0, 3, 1, 2]) if self.is_convolution else "x"
+        return self.call("DequantizeLinear", given, self.store("a", _SCALE), self.store("b", np.uint8(0)))
+
+    def bias(self) -> str:
+        if self.manner != "integer" or self.is_convolution:
+            return self.store("c", self.draw.standard_normal(self.shape.outputs, dtype=np.float32))
+        bias = self.draw.integers(-100, 100, self.shape.outputs).astype(np.int32)
+        return self.call(
+            "DequantizeLinear", self.store("c", bias), self.store("d", np.full(self.shape.outputs, _SCALE**2)), axis=0
+        )
+
+    def quantised(self, output: str) -> str:
+        rounded = self.call("QuantizeLinear", output, self.store("e", np.float32(1)), "b")
+        return self.call("Transpose", rounded, perm=[0, 2, 3, 1]) if self.is_convolution else rounded
+
+    def example(self) -> Array:
+        shape, channels = self.shape, self.shape.inputs
+        if not self.is_convolution:
+            sizes: tuple[int, ...] = (shape.batch * shape.size[0], channels)
+        elif self.manner == "integer":
+            sizes = (shape.batch, *shape.size, channels)
+        else:
+            sizes = (shape.batch, channels, *shape.size)
+        if self.manner == "integer":
+            return self.draw.integers(0, 256, sizes, dtype=np.uint8)
+        return self.draw.standard_normal(sizes, dtype=np.float32)
+
+    def model(self, output: str) -> onnx.ModelProto:
+        kind = TensorProto.UINT8 if self.manner == "integer" else TensorProto.FLOAT
+        rank = 4 if self.is_convolution else 2
+        given = self.example().shape
+        graph = helper.make_graph(
+            self.nodes,
+            "g",
+            [helper.make_tensor_value_info("x", kind, given)],
+            [helper.make_tensor_value_info(output, kind, [None] * rank)],
+            self.tensors,
+        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)

@@ -1,0 +1,199 @@
+"""Early stopping and refits as the search sees them: rungs reported, trials stopped, the best trained further."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from autocompress.experiment import Budget
+from autocompress.halving import Halving
+from autocompress.policy import Finetune, Policy
+from autocompress.refitting import Refit
+from autocompress.result import Rung, Status, TrialResult
+from autocompress.search import Asked, Search
+from search_spaces import uniform
+from tests.test_search import EXPERIMENT, asked_of, measured, search_in, trials_in
+
+SPACE = uniform.make(steps=(90,))
+HALVING = Halving(eta=3, rungs=(0.0, 1 / 3))
+
+
+def rungs_of(asked: Asked) -> list[Rung]:
+    """As a trial reports them: the score rises, the size is known from the first on."""
+    final = measured(asked).metrics
+    known = {name: final[name] for name in ("size_bytes", "latency_ms")}
+    steps = asked.policy.finetune.steps
+    return [
+        Rung(step=step, accuracy=final["accuracy"] - lost, metrics=known, seconds=1.0 + step / 10)
+        for step, lost in ((0, 0.2), (steps // 3, 0.05), (steps, 0.0))
+    ]
+
+
+def carry_out(search: Search, asked: Asked) -> TrialResult:
+    """What a driver does with a trial."""
+    reached = []
+    for rung in rungs_of(asked):
+        reached.append(rung)
+        if not search.report(asked.number, rung):
+            result = measured(asked, Status.STOPPED)
+            break
+    else:
+        result = measured(asked)
+    seconds = {"finetune": reached[-1].seconds} if result.status is Status.COMPLETE else {}
+    result = result.model_copy(update={"rungs": tuple(reached), "refit_of": asked.refit_of, "seconds": seconds})
+    search.tell(result)
+    return result
+
+
+def run(search: Search) -> list[TrialResult]:
+    results = []
+    while (asked := search.ask()) is not None:
+        results.append(carry_out(search, asked))
+    return results
+
+
+def searched(study: Path, recorded: Sequence[TrialResult] = (), **changes: Any) -> Search:
+    return search_in(study, recorded, **({"space": SPACE} | changes))
+
+
+def test_with_halving_about_a_third_goes_on_and_the_rest_is_pruned(tmp_path: Path) -> None:
+    search = searched(tmp_path / "study.log", halving=HALVING, budget=Budget(trials=40), sampler="random")
+    results = run(search)
+    at_once = [result for result in results if len(result.rungs) == 1]
+    complete = [result for result in results if result.status is Status.COMPLETE]
+    assert 20 <= len(at_once) <= 30
+    assert 2 <= len(complete) < 15
+    states = {trial.number: trial for trial in trials_in(tmp_path / "study.log")}
+    for result in results:
+        stopped = result.status is Status.STOPPED
+        assert states[result.number].state is (TrialState.PRUNED if stopped else TrialState.COMPLETE)
+        assert states[result.number].values is None if stopped else states[result.number].values is not None
+
+
+def test_without_halving_nothing_is_stopped(tmp_path: Path) -> None:
+    results = run(searched(tmp_path / "study.log", budget=Budget(trials=10)))
+    assert {result.status for result in results} == {Status.COMPLETE}
+
+
+def test_rungs_of_earlier_sessions_count(tmp_path: Path) -> None:
+    whole = searched(tmp_path / "whole.log", halving=HALVING, budget=Budget(trials=24), sampler="random")
+    first = searched(tmp_path / "study.log", halving=HALVING, budget=Budget(trials=11), sampler="random")
+    before = run(first)
+    again = searched(tmp_path / "study.log", before, halving=HALVING, budget=Budget(trials=24), sampler="random")
+    assert [r.status for r in (*before, *run(again))] == [r.status for r in run(whole)]
+
+
+def test_what_is_beyond_a_size_limit_is_not_trained_where_others_keep_to_it(tmp_path: Path) -> None:
+    bound = 120.0
+    search = searched(
+        tmp_path / "study.log",
+        halving=Halving(eta=1.5, rungs=(0.0,)),
+        limits=(f"size_bytes <= {bound:g}",),
+        budget=Budget(trials=30),
+        sampler="random",
+    )
+    results = run(search)
+    kept = [result.number for result in results if result.rungs[0].metrics["size_bytes"] <= bound]
+    late = [result for result in results if result.number > min(kept) and result.number not in kept]
+    assert late
+    assert {result.status for result in late} == {Status.STOPPED}
+
+
+def test_the_best_are_trained_further_when_the_trials_are_used_up(tmp_path: Path) -> None:
+    search = searched(tmp_path / "study.log", budget=Budget(trials=8), refit=Refit(models=3, steps=500), sampler="random")
+    results = run(search)
+    sampled, refits = results[:8], results[8:]
+    assert [result.refit_of for result in sampled] == [None] * 8
+    assert len(refits) == len({result.refit_of for result in refits}) == 3
+    for refit in refits:
+        parent = next(result for result in sampled if result.number == refit.refit_of)
+        assert refit.policy == parent.policy.model_copy(
+            update={"finetune": parent.policy.finetune.model_copy(update={"steps": 500})}
+        )
+    assert search.reason == "the budget of 8 trials is used up; 3 of the best were trained further"
+    stored = {trial.number: trial for trial in trials_in(tmp_path / "study.log")}
+    for refit in refits:
+        assert stored[refit.number].state is TrialState.COMPLETE
+        assert stored[refit.number].params == stored[refit.refit_of or 0].params
+        assert stored[refit.number].user_attrs["refit_of"] == refit.refit_of
+
+
+def test_each_is_refitted_with_as_many_seeds_as_asked_for(tmp_path: Path) -> None:
+    search = searched(tmp_path / "study.log", budget=Budget(trials=5), refit=Refit(models=2, steps=50, seeds=3))
+    asked = []
+    while (one := search.ask()) is not None:
+        asked.append(one)
+        carry_out(search, one)
+    refits = [one for one in asked if one.refit_of is not None]
+    assert len(refits) == 6
+    assert len({one.refit_of for one in refits}) == 2
+    assert len({one.seed for one in refits}) == 6
+
+
+def test_refits_begin_while_the_last_trials_still_run(tmp_path: Path) -> None:
+    search = searched(tmp_path / "study.log", budget=Budget(trials=3), refit=Refit(models=1, steps=50), sampler="random")
+    first, second, third = (asked_of(search) for _ in range(3))
+    carry_out(search, first)
+    refit = asked_of(search)
+    assert refit.refit_of == first.number
+    for asked in (third, refit, second):
+        carry_out(search, asked)
+    assert search.ask() is None
+    assert len(search.results) == 4
+
+
+def test_a_resumed_search_goes_on_with_its_refits_and_does_none_twice(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"budget": Budget(trials=6), "refit": Refit(models=3, steps=50), "sampler": "random"}
+    search = searched(tmp_path / "study.log", **settings)
+    done: list[TrialResult] = []
+    for _ in range(7):
+        done.append(carry_out(search, asked_of(search)))
+    under_way = asked_of(search)
+    again = searched(tmp_path / "study.log", done, **settings)
+    assert asked_of(again) == under_way
+    done.append(carry_out(again, under_way))
+    done += run(again)
+    assert [result.refit_of is not None for result in done] == [False] * 6 + [True] * 3
+    finished = searched(tmp_path / "study.log", done, **settings)
+    assert finished.ask() is None
+    more = searched(tmp_path / "study.log", done, **{**settings, "budget": Budget(trials=8)})
+    after = run(more)
+    assert [result.refit_of is not None for result in after[:2]] == [False, False]
+    assert not {result.refit_of for result in after[2:]} & {result.refit_of for result in done[6:]}
+
+
+def test_worker_seconds_are_a_budget_and_a_share_of_it_is_for_refits(tmp_path: Path) -> None:
+    # A trial takes 10 seconds, of which the search knows; 25 were spent on the prior.
+    experiment = replace(
+        EXPERIMENT,
+        space=SPACE,
+        sampler="random",
+        budget=Budget(trials=None, worker_seconds=205),
+        refit=Refit(models=9, share=0.5),
+    )
+    base = search_in(tmp_path / "other.log")
+    search = Search(experiment, base._layers, base._baseline, study=tmp_path / "study.log", spent=25.0)
+    results = run(search)
+    sampled = [result for result in results if result.refit_of is None]
+    assert len(sampled) == 8  # 25 + 8 x 10 is the first beyond a half of 205
+    refits = [result for result in results if result.refit_of is not None]
+    assert refits[0].policy.finetune.steps == 4 * 90
+    assert search.used_seconds == pytest.approx(25 + sum(result.compute for result in results))
+    assert 150 < search.used_seconds <= 206
+    assert "205 worker-seconds are used up" in str(search.reason)
+
+
+def test_an_untrained_trial_is_not_refitted_without_steps(tmp_path: Path) -> None:
+    def still(trial: Any, layers: Any, target: Any) -> Policy:
+        share = trial.suggest_float("share", 0.0, 0.8)
+        return Policy(channel_sparsity={group.name: share for group in layers.groups}, finetune=Finetune(steps=0))
+
+    search = searched(tmp_path / "study.log", space=still, budget=Budget(trials=3), refit=Refit(models=2))
+    asked = []
+    while (one := search.ask()) is not None:
+        asked.append(one)
+        search.tell(measured(one))
+    assert len(asked) == 3

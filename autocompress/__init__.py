@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from autocompress.experiment import Experiment as Experiment
     from autocompress.experiment import load_experiment as load_experiment
     from autocompress.front import ParetoFront as ParetoFront
+    from autocompress.halving import Halving as Halving
     from autocompress.layer import Group as Group
     from autocompress.layer import Layer as Layer
     from autocompress.layer import Layers as Layers
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from autocompress.policy import Finetune as Finetune
     from autocompress.policy import LayerPolicy as LayerPolicy
     from autocompress.policy import Policy as Policy
+    from autocompress.refitting import Refit as Refit
     from autocompress.result import Status as Status
     from autocompress.result import TrialResult as TrialResult
     from autocompress.target import Target as Target
@@ -35,6 +37,7 @@ _HOMES = {
     "Experiment": "experiment",
     "Finetune": "policy",
     "Group": "layer",
+    "Halving": "halving",
     "Layer": "layer",
     "LayerPolicy": "policy",
     "Layers": "layer",
@@ -42,6 +45,7 @@ _HOMES = {
     "Objective": "objective",
     "ParetoFront": "front",
     "Policy": "policy",
+    "Refit": "refitting",
     "Status": "result",
     "Target": "target",
     "Task": "task",

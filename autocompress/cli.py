@@ -381,6 +381,31 @@ def sense(
 
 
 @cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--run", type=click.Path(path_type=Path), help="Take the uncompressed model of this run, not a new one.")
+@click.option("--policies", type=click.IntRange(min=2), default=20, show_default=True, help="Whole policies to measure.")
+@click.option("--driver", default="tune", show_default=True, help="tune: where a search would time files. local: here.")
+@click.option("--address", help="Join the Ray cluster at this address (`auto` on one of its nodes).")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default="costs.json", show_default=True, help="The file.")
+def profile(*, file: Path, run: Path | None, policies: int, driver: str, address: str | None, output: Path) -> None:
+    """Measure what each layer takes on the target: time and bytes.
+
+    The file that is written can be given to a search, also on another machine: `autocompress search FILE --costs costs.json`.
+    """
+    from autocompress.report.costs import costs_lines, costs_table
+
+    chosen, console = _driver(driver, address, None), _console()
+    with _job(file, run) as job:
+        chosen.check()
+        costs = chosen.costs(job, policies)
+    _write(output, costs.to_json(indent=1))
+    console.print(costs_table(costs), end="\n\n")
+    for line in costs_lines(costs):
+        _print(console, line)
+    _print(console, f"written to {output}: autocompress search {_quoted(file)} --costs {_quoted(output)}")
+
+
+@cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def init(*, folder: Path) -> None:
     """Write a first experiment that runs as it is into FOLDER."""

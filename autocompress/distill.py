@@ -31,12 +31,13 @@ class Teacher:
         self._quick: tuple[nn.Module, Precision] | None = None
         self._known: tuple[Tensor | None, Tensor | None] | None = None
 
+    def precision(self, inputs: Tensor) -> Precision:
+        """In what the network, and students of it, are to be trained; `inputs` (n, ...) show it what they look like."""
+        return self._quickened(inputs)[1]
+
     def answer(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs and features for a batch (n, ...), computed now, in half precision where that is faster."""
-        if self._quick is None:
-            model = in_fast_layout(deepcopy(self.model), batch[:2])
-            self._quick = model, fast_precision(model, batch[:_BATCH])
-        model, precision = self._quick
+        model, precision = self._quickened(batch)
         with torch.no_grad(), features_of(model, self.last) as features, precision():
             outputs = model(batch)
         return outputs.float(), features[-1].float()
@@ -70,6 +71,12 @@ class Teacher:
                 break
         outputs, features = (torch.cat(parts) if parts else None for parts in kept)
         return outputs, features
+
+    def _quickened(self, example: Tensor) -> tuple[nn.Module, Precision]:
+        if self._quick is None:
+            model = in_fast_layout(deepcopy(self.model), example[:2])
+            self._quick = model, fast_precision(model, example)
+        return self._quick
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from autocompress.distill import Teacher, distilled_loss, features_of
 from autocompress.errors import DivergedError
-from autocompress.fast import fast_precision
 from autocompress.lane import Lane
 from autocompress.measure import checked_score
 from autocompress.policy import Policy
@@ -45,7 +44,7 @@ def finetune(
     best = Rung(step=0, accuracy=judge(student))
     best_state = deepcopy(student.state_dict())
     yield best
-    training = _train(student, policy, task, teacher, train, seed=seed, lane=lane)
+    training = training_steps(student, policy, task, teacher, train, seed=seed, lane=lane)
     for step in sorted({round(share * policy.finetune.steps) for share in (*rungs, 1.0)} - {0}):
         while next(training) < step:
             pass
@@ -71,10 +70,10 @@ def evaluate(student: nn.Module, task: Task, data: tuple[Array, Array], *, lane:
     return checked_score(task, np.concatenate(outputs), targets)
 
 
-def _train(
+def training_steps(
     student: nn.Module, policy: Policy, task: Task, teacher: Teacher, train: tuple[Tensor, Tensor], *, seed: int, lane: Lane
 ) -> Iterator[int]:
-    """Takes one step at a time and yields how many were taken."""
+    """Trains `student` in place, one step at a time, and yields how many were taken. Raises as `finetune` does."""
     settings, how = policy.finetune, policy.distill
     inputs, targets = train
     generator = torch.Generator().manual_seed(seed)
@@ -82,10 +81,10 @@ def _train(
     schedule = _schedule(optimizer, settings.steps)
     augmented = type(task).augment is not Task.augment
     hints = how is not None and how.hint_share > 0
+    with lane.shared():
+        precision = teacher.precision(inputs[:_EVALUATION_BATCH])
     # What the teacher says of a batch as it is in the split is looked up, of a changed one it has to be computed.
     known = how is not None and not augmented and teacher.remember(inputs, hints=hints, lane=lane)
-    with lane.shared():
-        precision = fast_precision(student, inputs[:_EVALUATION_BATCH])
     batches = _batches(len(inputs), settings.batch_size, generator)
     for taken in range(1, settings.steps + 1):
         with lane.shared():

@@ -27,8 +27,13 @@ class View(Listener, Protocol):
     def warn(self, text: str) -> None:
         """One line that the user should not miss."""
 
-    def begin(self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult]) -> None:
-        """The first trial is about to start; `recorded` are those of earlier sessions."""
+    def measuring(self, what: str, done: int, total: int) -> None:
+        """So many of something have been measured before the first trial."""
+
+    def begin(
+        self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult], *, spent: float = 0.0
+    ) -> None:
+        """The first trial is about to start; `recorded` are those of earlier sessions, `spent` the worker-seconds before."""
 
 
 class Silent:
@@ -40,7 +45,12 @@ class Silent:
     def warn(self, text: str) -> None:
         """Nothing."""
 
-    def begin(self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult]) -> None:
+    def measuring(self, what: str, done: int, total: int) -> None:
+        """Nothing."""
+
+    def begin(
+        self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult], *, spent: float = 0.0
+    ) -> None:
         """Nothing."""
 
     def started(self, asked: Asked) -> None:

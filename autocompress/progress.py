@@ -136,9 +136,6 @@ class _Running:
 class QuietView(Silent):
     """Nothing but warnings, on standard error."""
 
-    def measuring(self, what: str, done: int, total: int) -> None:
-        """Nothing."""
-
     def warn(self, text: str) -> None:
         _line(Console(stderr=True), text)
 
@@ -165,7 +162,7 @@ class PlainView:
         self.say(text)
 
     def begin(
-        self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult], spent: float = 0.0
+        self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult], *, spent: float = 0.0
     ) -> None:
         self._tally = Tally(experiment, baseline, list(recorded), len(recorded), spent)
         self.say(baseline_in_words(baseline))
@@ -220,7 +217,7 @@ class LiveView:
         self._measuring = what, done, total
 
     def begin(
-        self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult], spent: float = 0.0
+        self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult], *, spent: float = 0.0
     ) -> None:
         self._news, self._measuring, self._best, self._stopped = "", None, "", ""
         self._tally = Tally(experiment, baseline, list(recorded), len(recorded), spent)

@@ -18,6 +18,7 @@ from autocompress.errors import InputError, RunFolderError, TaskError, TrialErro
 from autocompress.experiment import Experiment, load_experiment
 from autocompress.folder import RunFolder, write_whole
 from autocompress.front import ParetoFront, TestScore
+from autocompress.importance import write_importance
 from autocompress.listeners import FrontFile, Listeners, Silent, View
 from autocompress.measure import test_score
 from autocompress.opened import Options, Run, RunNote, open_run
@@ -144,15 +145,15 @@ def conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str,
             baseline=baseline.metrics,
             datasets={split: len(targets) for split, (_, targets) in data.items()},
         )
-        try:
-            with driver.session(job):
-                search = _search(run, job, driver, recorded, view)
-                tracker.start()
-                view.begin(experiment, baseline.metrics, recorded)
+        with driver.session(job):
+            search = _search(run, job, driver, recorded, view)
+            tracker.start()
+            view.begin(experiment, baseline.metrics, recorded, spent=search.used_seconds - sum(r.compute for r in recorded))
+            try:
                 driver.run(search, job, Listeners(JsonlRecord(folder), live, tracker, view))
-        except Exception:
-            tracker.close(None)
-            raise
+            except Exception:
+                tracker.close(None)
+                raise
         if search.reason == "interrupted" and not any(result.status is Status.COMPLETE for result in folder.results()):
             tracker.close(None)
             raise KeyboardInterrupt
@@ -167,7 +168,7 @@ def _search(run: Run, job: Job, driver: Driver, recorded: Sequence[TrialResult],
         from autocompress.guidance import make_prior
 
         costs = run.note.options.costs
-        prior, spent = make_prior(job, driver, costs=None if costs is None else Path(costs), say=view.say)
+        prior, spent = make_prior(job, driver, costs=None if costs is None else Path(costs), view=view)
     return Search(
         job.experiment,
         job.baseline.layers,
@@ -200,6 +201,10 @@ def _finish(
     except Exception as error:  # noqa: BLE001  # a user's function: it must not cost the report of a long search
         problem = error
     write_whole(folder.front_json, front.to_json(indent=1))
+    try:
+        write_importance(folder, experiment.parsed_objectives, seed=experiment.seed)
+    except Exception:  # noqa: BLE001  # a forest grown on few points: it must not cost the report either
+        _log.exception("the importances of the knobs could not be computed")
     write_report(folder, front, results, baseline.layers, title=run.title)
     view.say("writing the front to MLflow")
     tracker.close(front)

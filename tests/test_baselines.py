@@ -77,7 +77,7 @@ def rivalled(alone: Path) -> tuple[Path, list[Standing]]:
     return alone, run_baselines(alone, driver=LocalDriver(), worker_seconds=spend(alone))
 
 
-def spend(run: Path, trials: float = 1.5) -> float:
+def spend(run: Path, trials: float = 0.9) -> float:
     """The worker-seconds of so many trials, at the pace of the run."""
     return trials * used_seconds(RunFolder(run)) / len(RunFolder(run).results())
 
@@ -224,15 +224,15 @@ def test_called_again_it_skips_what_is_complete_and_goes_on_with_more_to_spend(a
 
 def test_ctrl_c_ends_all_rivals_and_calling_again_goes_on(alone: Path, tmp_path: Path) -> None:
     run = copy_of(alone, tmp_path)
-    view = Watching(lambda count: os.kill(os.getpid(), signal.SIGINT) if count == 2 else None)
-    found = run_baselines(run, driver=LocalDriver(), rivals=["uniform", "random"], worker_seconds=spend(run, 2.5), view=view)
-    assert [(standing.rival, standing.trials) for standing in found] == [("uniform", 2)]
-    first = rival_in(run, "uniform").record.read_text()
+    view = Watching(lambda count: os.kill(os.getpid(), signal.SIGINT) if count == 1 else None)
+    found = run_baselines(run, driver=LocalDriver(), rivals=["uniform", "random"], worker_seconds=1000, view=view)
+    assert [(standing.rival, standing.trials) for standing in found] == [("uniform", 1)]
+    folder = rival_in(run, "uniform")
+    first = folder.record.read_text()
     assert not rival_in(run, "random").path.exists()
-    run_baselines(run, driver=LocalDriver(), rivals=["uniform"], worker_seconds=spend(run, 2.5))
-    assert rival_in(run, "uniform").record.read_text().startswith(first)
-    numbers = [result.number for result in rival_in(run, "uniform").results()]
-    assert len(set(numbers)) == len(numbers) > 2
+    run_baselines(run, driver=LocalDriver(), rivals=["uniform"], worker_seconds=used_seconds(folder) + 0.01)
+    assert folder.record.read_text().startswith(first)
+    assert len({result.number for result in folder.results()}) == len(folder.results()) == 2
 
 
 def test_a_rival_may_spend_what_the_run_has_spent(alone: Path, tmp_path: Path) -> None:

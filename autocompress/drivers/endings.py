@@ -1,6 +1,7 @@
-"""What becomes of trials that do not go all the way."""
+"""What becomes of trials that do not go all the way, and what is said of it."""
 
 from collections.abc import Sequence
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from autocompress.errors import TrialError
@@ -9,6 +10,13 @@ from autocompress.result import Environment, Rung, Status, TrialResult
 
 if TYPE_CHECKING:  # trainers load this module; they need no Optuna
     from autocompress.search import Asked
+
+_REASON_LENGTH = 240
+
+
+def one_line(text: str) -> str:
+    """As much of what an error says as fits a line."""
+    return shorten(text, _REASON_LENGTH)
 
 
 def found(checkpoint: bytes | None, number: int) -> bytes:

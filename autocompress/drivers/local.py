@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 
 from autocompress.drivers import Job, Listener
-from autocompress.drivers.endings import found, unmeasured
+from autocompress.drivers.endings import found, one_line, unmeasured
 from autocompress.drivers.interrupt import on_interrupt
 from autocompress.errors import AutocompressError, TaskError, TrialError
 from autocompress.folder import RunFolder
@@ -96,8 +96,7 @@ def _users_errors(what: str) -> Iterator[None]:
     except AutocompressError:
         raise
     except Exception as error:
-        first = (str(error).strip().splitlines() or ["no message"])[0]
-        raise TaskError(f"{what} cannot be measured: {type(error).__name__}: {first}") from error
+        raise TaskError(f"{what} cannot be measured: {one_line(f'{type(error).__name__}: {error}')}") from error
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def spread_divergences(
     """See `Driver.divergences`. A worker that dies is replaced; one that dies twice of the same options ends it all."""
     chunks = _chunks(options)
     given = ray.put(supplies)
-    scorer = ray.remote(Scorer).options(
+    scorer: Any = ray.remote(Scorer).options(
         num_cpus=experiment.cpus_per_trial, num_gpus=experiment.gpus_per_trial, max_restarts=-1, max_task_retries=1
     )
     busy: dict[Any, Any] = {}

@@ -3,19 +3,18 @@
 Nothing trains there meanwhile: `measure_latency` sees to it with `autocompress.lane`.
 """
 
-from textwrap import shorten
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from autocompress.drivers.endings import one_line
 from autocompress.errors import TrialError
 from autocompress.measure import Latency, Timer, measure_latency
 from autocompress.target import Target
 
 # A timing takes seconds, but may have to queue behind those of all other trials.
 _SECONDS = 900.0
-_REASON_LENGTH = 240
 
 
 class LatencyLane:
@@ -52,8 +51,8 @@ def remote_timer(lane: Any, baseline: Any) -> Timer:
 def reason(error: BaseException) -> str:
     """Why something in a Ray process did not come to its end, in one line."""
     if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
-        return shorten(f"{type(error.cause).__name__}: {error.cause}", _REASON_LENGTH)
+        return one_line(f"{type(error.cause).__name__}: {error.cause}")
     text = str(error)
     for preamble in ("The actor is dead because ", "Worker exit detail: "):
         text = text.rpartition(preamble)[2]
-    return shorten(f"worker died: {text}", _REASON_LENGTH)
+    return one_line(f"worker died: {text}")

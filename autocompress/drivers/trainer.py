@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Generator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray import tune
@@ -34,10 +34,10 @@ class Trainer(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._shelf = ray.get_actor(config["shelf"])
-        equipment = ray.get(self._shelf.equip.remote(), timeout=_SHELF_SECONDS)
+        self._shelf = cast(Any, ray.get_actor(config["shelf"]))
+        equipment = _answer(self._shelf.equip.remote())
         self._lane, self._baseline_file = equipment["lane"], equipment["baseline_file"]
-        self._supplies: Supplies = ray.get(equipment["supplies"])
+        self._supplies: Supplies = _answer(equipment["supplies"])
         self._supplies.take_place()
         self._begin(config)
 
@@ -56,7 +56,7 @@ class Trainer(tune.Trainable):
         else:
             return {"rung": rung.to_json(), **({"environment": self._environment} if rung.step == 0 else {})}
         files = {path.name: path.read_bytes() for path in self._folder.iterdir()} if self._folder.is_dir() else {}
-        ray.get(self._shelf.keep.remote(result.number, files), timeout=_SHELF_SECONDS)
+        _answer(self._shelf.keep.remote(result.number, files))
         return {"result": result.to_json(), "done": True}
 
     def cleanup(self) -> None:
@@ -89,8 +89,13 @@ class Trainer(tune.Trainable):
     def _checkpoint_of(self, number: int | None) -> bytes | None:
         if number is None:
             return None
-        return found(ray.get(self._shelf.give.remote(number, CHECKPOINT), timeout=_SHELF_SECONDS), number)
+        return found(_answer(self._shelf.give.remote(number, CHECKPOINT)), number)
 
     @cached_property
     def _environment(self) -> str:
         return environment().to_json()
+
+
+def _answer(reference: Any) -> Any:
+    """What comes of the driver's machine, within a time that is long for it."""
+    return ray.get(reference, timeout=_SHELF_SECONDS)

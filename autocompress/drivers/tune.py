@@ -205,7 +205,9 @@ def _equipped(job: Job, experiment_file: Path, *, joined: bool) -> Iterator[str]
         "lane": lane,
     }
     here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
-    shelf = ray.remote(Shelf).options(name=name, num_cpus=0, scheduling_strategy=here).remote(str(job.folder.path), equipment)
+    shelf: Any = (
+        ray.remote(Shelf).options(name=name, num_cpus=0, scheduling_strategy=here).remote(str(job.folder.path), equipment)
+    )
     try:
         yield name
     finally:

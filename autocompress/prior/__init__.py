@@ -15,6 +15,11 @@ from autocompress.prior.weighed import State, Weighed
 from autocompress.tables import CostTable, Sensitivity
 from autocompress.target import Target
 
+# Up to the one share of the largest divergence of any single option nothing is lost yet, beyond the other nothing is left:
+# searched is between them.
+_NOTICED = 3e-4
+_LOST = 2.0
+_HALVINGS = 6
 # No more of a limit than that is given away because predictions err.
 _LARGEST_MARGIN = 0.1
 
@@ -43,17 +48,14 @@ class Leaning:
 
 @dataclass(frozen=True)
 class Reach:
-    """What can be had within the limits: sizes and times from the largest (of the mildest policy) to the smallest."""
+    """What can be had within the limits: sizes and times from those of the mildest policy to the least ones."""
 
     size_bytes: tuple[float, float]
     latency_ms: tuple[float, float]
 
-    def size_at(self, position: float) -> float:
-        """The size at a position from 0 (the mildest) to 1 (the smallest) on a logarithmic scale."""
-        largest, smallest = self.size_bytes
-        return largest * (smallest / largest) ** position
 
-
+# Where a search begins: positions on the scale of sizes, with the weight of time.
+BEGINNINGS = (*((size, 0.2) for size in (0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.85)), (0.15, 0.8), (0.45, 0.8), (0.65, 0.8))
 _NEUTRAL = Leaning()
 
 
@@ -89,9 +91,7 @@ class Prior:
             bounds["latency_ms"] * (1 - min(costs.latency_error.mean, _LARGEST_MARGIN)),
         )
 
-    def solve(
-        self, size_bytes: float | None = None, latency_ms: float | None = None, *, leaning: Leaning = _NEUTRAL
-    ) -> Policy:
+    def solve(self, size_bytes: float | None = None, latency_ms: float | None = None, *, leaning: Leaning = _NEUTRAL) -> Policy:
         """The policy of least summed divergence that is predicted to keep to the budgets; the mildest without one.
 
         A budget that cannot be met gives the smallest policy: `size_bytes` and `latency_ms` of it say by how much.
@@ -109,17 +109,27 @@ class Prior:
         return self._neutral.policy(self._smallest)
 
     def front(self, count: int, *, latency_weights: Sequence[float | None] = (None, 0.5)) -> list[Policy]:
-        """The policies of least divergence for `count` sizes from the mildest to the smallest, for each of the weights.
-
-        No two are the same; the largest first.
-        """
+        """The policies of least divergence for `count` sizes worth searching, for each of the weights; no two the same."""
         found: dict[str, Policy] = {}
         for place in range(count):
-            budget = self.reach.size_at(place / max(count - 1, 1))
             for weight in latency_weights:
-                policy = self.solve(budget, leaning=Leaning(latency_weight=weight))
+                policy = self.solve(self.size_at(place / max(count - 1, 1)), leaning=Leaning(latency_weight=weight))
                 found.setdefault(policy.canonical(self.layers, self.target.menu).key(), policy)
         return list(found.values())
+
+    def size_at(self, position: float) -> float:
+        """The size at a position from 0 (the largest worth searching) to 1 (the smallest) on a logarithmic scale."""
+        largest, smallest = self.searched
+        return largest * math.pow(smallest / largest, position)
+
+    @cached_property
+    def searched(self) -> tuple[float, float]:
+        """The largest and the smallest size worth searching, within the limits.
+
+        The larger of two models that lose nothing is never on the front, and one that has lost all never gets it back.
+        """
+        largest = self._neutral.largest_divergence
+        return self._size_where(_NOTICED * largest), self._size_where(_LOST * largest)
 
     @cached_property
     def reach(self) -> Reach:
@@ -150,6 +160,18 @@ class Prior:
         """The summed divergence of a policy; zeros between the shares that were measured are interpolated."""
         return summed_divergence(self._whole, policy.canonical(self.layers, self.target.menu))
 
+    def _size_where(self, divergence: float) -> float:
+        """The size at which the least summed divergence comes to so much."""
+        high, low = self.reach.size_bytes
+        if self.divergence(self.solve(high)) >= divergence:
+            return high
+        if self.divergence(self.smallest()) <= divergence:
+            return low
+        for _ in range(_HALVINGS):
+            size = math.sqrt(high * low)
+            high, low = (size, low) if self.divergence(self.solve(size)) <= divergence else (high, size)
+        return low
+
     @cached_property
     def _neutral(self) -> Weighed:
         return self._weighed(_NEUTRAL)
@@ -167,4 +189,4 @@ class Prior:
 
 def _bound(metric: str, limits: Sequence[Limit], baseline: dict[str, float]) -> float:
     bounds = [limit.bound(baseline) for limit in limits if limit.op == "<=" and limit.metric == metric]
-    return min(bounds, default=math.inf)
+    return float(min(bounds, default=math.inf))

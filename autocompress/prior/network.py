@@ -22,7 +22,6 @@ Counts = NDArray[np.int64]
 _Measured = dict[tuple[What, str], dict[float, float | None]]
 
 STAGES = 3
-_ALL = slice(None)
 # A float layer among integer ones costs about that share of the time beside its own: numbers change their form twice.
 _BORDER = 0.02
 
@@ -47,13 +46,15 @@ class Part:
     """A layer: the forms it may be stored and run in, by rows.
 
     A row is a form of the policy (`how`) and one way to store it, so that its bytes are linear: ``fixed + each * inputs *
-    outputs + channel * outputs`` with so many channels; of the rows of one form the smallest counts.
+    outputs + channel * outputs`` with so many channels; of the rows of one form the smallest counts. `mildest` marks the
+    rows of the first form.
     `bits` and `zeros` are the divergences of its widths and of its zeros, `kernel` is 1 for integers, 0 for floats.
     `ms` is the time [kernel][place in input_counts][place in output_counts].
     """
 
     name: str
     how: tuple[LayerPolicy, ...]
+    mildest: NDArray[np.bool_]
     bits: Floats
     zeros: Floats
     fixed: Floats
@@ -69,22 +70,22 @@ class Part:
     ms: Floats
     stage: int
 
-    def sizes(self, inputs: Counts, outputs: Counts, rows: int | slice = _ALL) -> Floats:
-        """The bytes [row][...] with so many input and output channels (arrays that fit each other)."""
-        shape = (-1,) + (1,) * np.broadcast(inputs, outputs).ndim if isinstance(rows, slice) else ()
-        fixed, each, channel = (values[rows].reshape(shape) for values in (self.fixed, self.each, self.channel))
-        found: Floats = fixed + each * (inputs * outputs) + channel * outputs
+    def sizes(self, inputs: Counts, outputs: Counts) -> Floats:
+        """The bytes [row][place] with so many input and output channels, two arrays of one length."""
+        found: Floats = self.fixed[:, None] + np.outer(self.each, inputs * outputs) + np.outer(self.channel, outputs)
         return found
 
-    def times(self, inputs: Counts, outputs: Counts, rows: int | slice = _ALL) -> Floats:
-        """The milliseconds [row][...] with so many input and output channels (arrays that fit each other)."""
+    def times(self, inputs: Counts, outputs: Counts) -> Floats:
+        """The milliseconds [row][place] with so many input and output channels, two arrays of one length."""
         places = np.searchsorted(self.input_counts, inputs), np.searchsorted(self.output_counts, outputs)
-        found: Floats = self.ms[:, *places][self.kernel[rows]]
+        found: Floats = self.ms[:, *places][self.kernel]
         return found
 
     def only(self, rows: NDArray[np.bool_]) -> "Part":
         """The same part with fewer rows."""
-        arrays = {name: getattr(self, name)[rows] for name in ("bits", "zeros", "fixed", "each", "channel", "kernel")}
+        arrays = {
+            name: getattr(self, name)[rows] for name in ("mildest", "bits", "zeros", "fixed", "each", "channel", "kernel")
+        }
         return replace(self, how=tuple(how for how, stays in zip(self.how, rows, strict=True) if stays), **arrays)
 
 
@@ -102,6 +103,8 @@ def network(layers: Layers, menu: Menu, sensitivity: Sensitivity, costs: CostTab
     """Raises `UnknownNameError` for tables of another network, `InputError` when a layer has no usable option."""
     measured: _Measured = {}
     for entry in sensitivity.entries:
+        known = layers.group if entry.option.what == "channel_sparsity" else layers.layer
+        known(entry.option.name)
         measured.setdefault((entry.option.what, entry.option.name), {})[entry.option.value] = entry.value
     place_of = {layer.name: place for place, layer in enumerate(layers)}
     cuts = tuple(_cut(group, measured.get(("channel_sparsity", group.name), {}), menu, place_of) for group in layers.groups)
@@ -171,6 +174,8 @@ def _forms(layer: Layer, menu: Menu, measured: _Measured, kernels: bool) -> list
         int(width): value for width, value in _growing(measured.get(("weight_bits", layer.name), {}), widest_first=True)
     }
     if not bits:
+        if ("weight_bits", layer.name) not in measured and set(menu.weight_bits) != {None}:
+            raise InputError(f"the sensitivities know nothing of layer {layer.name!r}")
         if None not in menu.weight_bits:
             raise InputError(f"layer {layer.name!r}: no number of bits has a finite divergence; there is no policy for it")
         bits = {None: 0.0}
@@ -212,6 +217,7 @@ def _part(layer: Layer, forms: list[_Form], costs: CostTable, cuts: Sequence[Cut
     return Part(
         name=layer.name,
         how=tuple(form.how for form, *_ in rows),
+        mildest=np.array([form is forms[0] for form, *_ in rows]),
         bits=np.array([form.bits for form, *_ in rows]),
         zeros=np.array([form.zeros for form, *_ in rows]),
         fixed=np.array([fixed for _, fixed, _, _ in rows]),
@@ -236,9 +242,7 @@ def _lines(table: LayerCosts, how: LayerPolicy) -> list[tuple[float, float, floa
         raise InputError(f"the cost table knows layer {table.name!r} in no {how.weight_bits} bits")
     nonzero = 1 - float(np.interp(how.weight_sparsity, (*storage.sparsities, 1.0), (*storage.zeros, 1.0)))
     beside = table.floats if how.weight_bits is None else table.integer if how.activation_bits else table.codes
-    return [
-        (form.fixed + beside.layer, form.number + form.nonzero * nonzero, beside.channel) for form in storage.forms
-    ]
+    return [(form.fixed + beside.layer, form.number + form.nonzero * nonzero, beside.channel) for form in storage.forms]
 
 
 def _reachable(inputs: int, cuts: Sequence[Cut]) -> Counts:
@@ -263,11 +267,11 @@ def without_needless_floats(network: Network) -> Network:
     """
     parts = network.parts
     rate = sum(_of_half_width(part) for part in parts) / math.log(2)
-    full = [part.times(np.asarray(part.inputs), np.asarray(part.outputs)) for part in parts]
+    full = [part.times(np.array([part.inputs]), np.array([part.outputs]))[:, 0] for part in parts]
     total = sum(float(times[part.kernel.argmax()]) for part, times in zip(parts, full, strict=True))
     kept = []
     for part, times in zip(parts, full, strict=True):
-        saved = max(0.0, float(times[0] - times[1])) / max(total, 1e-12) + _BORDER
+        saved = max(0.0, float(times[part.kernel.argmin()] - times[part.kernel.argmax()])) / max(total, 1e-12) + _BORDER
         integer = part.kernel == 1
         dear = integer.any() and (~integer).any() and part.bits[integer].min() - part.bits[~integer].min() > rate * saved
         kept.append(part if dear or not integer.any() else part.only(integer))

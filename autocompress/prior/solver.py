@@ -20,8 +20,8 @@ _FIRST_PRICE = 0.01  # of the largest divergence
 _FACTOR = 8.0
 # At that many times the largest divergence nothing but bytes and time counts.
 _DEAREST = 1e9
-_BISECTIONS = 12
-_TURNS = 5
+_BISECTIONS = 8
+_TURNS = 3
 _BALANCED = 0.02
 _SWEEPS = 8
 _STEPS = 300

@@ -62,6 +62,8 @@ class Weighed:
         self.parts = [part.only(rows) for part, rows in zip(network.parts, useful, strict=True)]
         self._of_cuts = of_cuts
         self._of_parts = [of_rows[rows] for of_rows, rows in zip(of_parts, useful, strict=True)]
+        self._cuts_of = [tuple({*part.reads, *(() if part.writes is None else (part.writes,))}) for part in self.parts]
+        self._known: dict[tuple[int | None, ...], tuple[Floats, Floats]] = {}
         self._rest = network.rest_bytes, network.rest_ms
         self.largest_divergence = max(1e-12, *(float(of.max()) for of in (*of_cuts, *of_parts)))
         self.mildest = State((0,) * len(self.cuts), tuple(_smallest_of_first_form(part) for part in self.parts))
@@ -77,11 +79,10 @@ class Weighed:
         size, ms = self._rest
         divergence = sum(float(of[place]) for of, place in zip(self._of_cuts, state.kept, strict=True))
         for place, row in enumerate(state.rows):
-            part = self.parts[place]
-            inputs, outputs = self._widths(part, state.kept)
+            sizes, times = self._costs(place, state.kept)
             divergence += float(self._of_parts[place][row])
-            size += float(part.sizes(inputs, outputs)[row])
-            ms += float(part.times(inputs, outputs)[row])
+            size += float(sizes[row, 0])
+            ms += float(times[row, 0])
         return Worth(divergence, size, ms)
 
     def changed(self, state: State, changes: Changes, which: Sequence[int]) -> State:
@@ -111,12 +112,20 @@ class Weighed:
 
     def _priced(self, place: int, kept: Sequence[int], prices: Prices, cut: int | None = None) -> Floats:
         """What a part costs: [row][count of the cut]."""
-        part = self.parts[place]
-        inputs, outputs = self._widths(part, kept, cut)
-        priced: Floats = prices.size * part.sizes(inputs, outputs) + prices.ms * part.times(inputs, outputs)
-        return priced.reshape(len(part.how), -1) + self._of_parts[place][:, None]
+        sizes, times = self._costs(place, kept, cut)
+        priced: Floats = prices.size * sizes + prices.ms * times + self._of_parts[place][:, None]
+        return priced
 
-    def _widths(self, part: Part, kept: Sequence[int], cut: int | None = None) -> tuple[Counts, Counts]:
+    def _costs(self, place: int, kept: Sequence[int], cut: int | None = None) -> tuple[Floats, Floats]:
+        """The bytes and milliseconds of a part: [row][count of the cut], one count where there is none."""
+        key = place, cut, *(kept[other] for other in self._cuts_of[place] if other != cut)
+        if key not in self._known:
+            part = self.parts[place]
+            inputs, outputs = np.broadcast_arrays(*(np.atleast_1d(width) for width in self._widths(part, kept, cut)))
+            self._known[key] = part.sizes(inputs, outputs), part.times(inputs, outputs)
+        return self._known[key]
+
+    def _widths(self, part: Part, kept: Sequence[int], cut: int | None) -> tuple[Counts, Counts]:
         """The input and output channels of a part; at every count of the one `cut`."""
         inputs: Counts = np.asarray(part.inputs)
         for place in part.reads:
@@ -131,30 +140,28 @@ class Weighed:
         for place, cut in enumerate(self.cuts):
             size, ms = np.zeros(len(cut.kept)), np.zeros(len(cut.kept))
             for member in cut.layers:
-                part, row = self.parts[member], state.rows[member]
-                inputs, outputs = self._widths(part, state.kept, place)
-                size += part.sizes(inputs, outputs, row)
-                ms += part.times(inputs, outputs, row)
+                sizes, times = self._costs(member, state.kept, place)
+                size += sizes[state.rows[member]]
+                ms += times[state.rows[member]]
             now = state.kept[place]
             yield self._of_cuts[place] - self._of_cuts[place][now], size - size[now], ms - ms[now]
 
     def _changes_of_parts(self, state: State) -> Iterator[tuple[Floats, Floats, Floats]]:
-        for place, part in enumerate(self.parts):
-            inputs, outputs = self._widths(part, state.kept)
-            size, ms = part.sizes(inputs, outputs), part.times(inputs, outputs)
-            now = state.rows[place]
+        for place, now in enumerate(state.rows):
+            sizes, times = self._costs(place, state.kept)
+            size, ms = sizes[:, 0], times[:, 0]
             yield self._of_parts[place] - self._of_parts[place][now], size - size[now], ms - ms[now]
 
 
 def _undominated(part: Part, divergence: Floats) -> NDArray[np.bool_]:
     """The rows that no other beats in everything, and those of the first form."""
     columns = np.stack([divergence, part.fixed, part.each, part.channel, -part.kernel.astype(float)])
-    no_worse = (columns[:, None, :] <= columns[:, :, None]).all(axis=0)  # [row][other]
-    better = no_worse & (columns[:, None, :] < columns[:, :, None]).any(axis=0)
-    useful: NDArray[np.bool_] = ~better.any(axis=1)
-    return useful | np.array([how == part.how[0] for how in part.how])
+    no_worse = np.all(columns[:, None, :] <= columns[:, :, None], axis=0)  # [row][other]
+    better = no_worse & np.any(columns[:, None, :] < columns[:, :, None], axis=0)
+    useful: NDArray[np.bool_] = ~np.any(better, axis=1) | part.mildest
+    return useful
 
 
 def _smallest_of_first_form(part: Part) -> int:
-    first = [how == part.how[0] for how in part.how]
-    return int(np.where(first, part.sizes(np.asarray(part.inputs), np.asarray(part.outputs)), math.inf).argmin())
+    sizes = part.sizes(np.array([part.inputs]), np.array([part.outputs]))[:, 0]
+    return int(np.where(part.mildest, sizes, math.inf).argmin())

@@ -1,4 +1,4 @@
-"""The layers of a network as they are applied: to what, how often, and at which numbers of channels a search may ask for them."""
+"""The layers of a network as they are applied: to what, how often, and at which numbers of channels they are measured."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

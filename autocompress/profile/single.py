@@ -47,14 +47,14 @@ def layer_costs(model: nn.Module, found: Sequence[Use], target: Target, lane: La
     return tuple(_costs(use, model.get_submodule(use.layer.name), runtime.single, times, target, lane) for use in found)
 
 
-def _costs(
-    use: Use, module: nn.Module, single: SingleLayer | None, times: Times, target: Target, lane: Lane
-) -> LayerCosts:
+def _costs(use: Use, module: nn.Module, single: SingleLayer | None, times: Times, target: Target, lane: Lane) -> LayerCosts:
     assert isinstance(module, nn.Conv2d | nn.Linear)
     menu = target.menu
     integer = 8 in menu.activation_bits and use.has_integer_kernel
     with lane.shared():
-        storage = [_storage(module, bits, single, zeros=menu.weight_sparsity) for bits in {None: 0} | dict.fromkeys(menu.weight_bits)]
+        storage = [
+            _storage(module, bits, single, zeros=menu.weight_sparsity) for bits in {None: 0} | dict.fromkeys(menu.weight_bits)
+        ]
         beside = [_beside(use.shapes[0], manner, single) for manner in ("float", "codes", "integer")]
     return LayerCosts(
         name=use.layer.name,
@@ -151,4 +151,4 @@ def _beside(shape: LayerShape, manner: Manner, single: SingleLayer | None) -> Be
     narrow_bytes, wide_bytes = (
         len(single.file(one, manner)[0]) - np.prod(one.weight_shape) * (4 if manner == "float" else 1) for one in (narrow, wide)
     )
-    return Beside(layer=0, channel=float(wide_bytes - narrow_bytes) / shape.outputs)
+    return Beside(layer=0, channel=round((wide_bytes - narrow_bytes) / shape.outputs))

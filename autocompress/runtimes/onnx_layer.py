@@ -95,7 +95,9 @@ class _Graph:
         if self.manner != "integer":
             return "x"
         given = self.call("Transpose", "x", perm=[0, 3, 1, 2]) if self.is_convolution else "x"
-        return self.call("DequantizeLinear", given, self.store("a", _SCALE), self.store("b", np.uint8(0)))
+        return self.call(
+            "DequantizeLinear", given, self.store("a", np.array(_SCALE)), self.store("b", np.array(0, dtype=np.uint8))
+        )
 
     def bias(self) -> str:
         if self.manner != "integer" or self.is_convolution:
@@ -106,7 +108,7 @@ class _Graph:
         )
 
     def quantised(self, output: str) -> str:
-        rounded = self.call("QuantizeLinear", output, self.store("e", np.float32(1)), "b")
+        rounded = self.call("QuantizeLinear", output, self.store("e", np.array(1, dtype=np.float32)), "b")
         return self.call("Transpose", rounded, perm=[0, 2, 3, 1]) if self.is_convolution else rounded
 
     def example(self) -> Array:

@@ -160,7 +160,9 @@ def _with_shared_constants() -> _Writer:
 
 
 def _never_larger(form: Form, other: Form) -> bool:
-    return form.fixed <= other.fixed and form.number <= other.number and form.number + form.nonzero <= other.number + other.nonzero
+    return (
+        form.fixed <= other.fixed and form.number <= other.number and form.number + form.nonzero <= other.number + other.nonzero
+    )
 
 
 def _dense(writer: _Writer, codes: Codes, bits: int, output: str) -> None:

@@ -18,6 +18,7 @@ from autocompress.drivers import Job
 from autocompress.drivers.cluster import LANE
 from autocompress.drivers.tune import TuneDriver
 from autocompress.errors import UnreachableError
+from autocompress.option import options
 from autocompress.result import Rung, Status
 from autocompress.search import Search
 from tests.drivers.searching import Ear, experiment_file, search_of
@@ -66,6 +67,47 @@ def test_trials_run_on_all_nodes_and_their_files_come_home(
     for result in search.results:
         assert result.model is not None
         assert (job.folder.path / result.model).stat().st_size == result.metrics["size_bytes"]
+    assert not ray.is_initialized()
+
+
+_TELLING = """
+import ray
+
+if ray.is_initialized():
+    note = Path({notes!r}) / ray.get_runtime_context().get_node_id()
+    note.write_text(str(HERE))
+
+Task = ToyTask
+"""
+
+
+def test_in_a_session_workers_find_the_experiment_in_their_copy_and_costs_are_measured_in_the_lane(
+    cluster: Cluster, toy_baseline: Baseline, toy_data: Data, tmp_path: Path
+) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    home = tmp_path / "home"
+    home.mkdir()
+    file = experiment_file(home, "budget=Budget(trials=1)", task=_TELLING.format(notes=str(notes)))
+    search, job = search_of(file, toy_baseline, toy_data)
+    driver = TuneDriver(address=cluster.address)
+
+    def told() -> dict[str, bool]:
+        """The nodes on which the experiment was loaded, and whether it was the original."""
+        paths = {note.name: Path(note.read_text()) for note in notes.iterdir()}
+        for note in notes.iterdir():
+            note.unlink()
+        return {node: path.is_relative_to(tmp_path) for node, path in paths.items()}
+
+    with driver.session(job):
+        assert driver.costs(job, 3).layers
+        assert told() == {node["NodeID"]: False for node in ray.nodes() if LANE in node["Resources"]}  # type: ignore[no-untyped-call]
+        wanted = options(toy_baseline.layers, toy_baseline.target.menu)
+        assert {option for option, _, _ in driver.divergences(wanted, job)} == set(wanted)
+        assert told() == {node.node_id: False for node in _nodes(cluster)}
+        driver.run(search, job, Ear(search))
+        assert list(told().values()) == [False]
+    assert [result.error for result in search.results] == [None]
     assert not ray.is_initialized()
 
 

@@ -15,11 +15,10 @@ from pathlib import Path
 import pytest
 
 from autocompress.baseline import Baseline, Data
-from autocompress.drivers.desk import Desk
 from autocompress.drivers.tune import TuneDriver
 from autocompress.errors import ExperimentError, InputError
 from autocompress.lane import Lane
-from autocompress.result import Rung, Status
+from autocompress.result import Status
 from tests.drivers.searching import Ear, experiment_file, search_of
 
 pytestmark = pytest.mark.ray
@@ -133,30 +132,6 @@ def test_a_trial_too_large_for_every_node_is_refused_at_once(toy_baseline: Basel
     search, job = search_of(experiment_file(tmp_path, f"cpus_per_trial={cores + 1}"), toy_baseline, toy_data)
     with pytest.raises(ExperimentError, match=rf"no node has room for a trial of {cores + 1} CPUs"):
         TuneDriver().run(search, job, Ear(search))
-
-
-def test_what_tune_reports_becomes_one_result_a_trial(toy_baseline: Baseline, toy_data: Data, tmp_path: Path) -> None:
-    search, _ = search_of(experiment_file(tmp_path, "budget=Budget(trials=2)"), toy_baseline, toy_data)
-    ear = Ear(search)
-    desk = Desk(search, ear, toy_baseline.layers)
-    first, second = desk.ask("a"), desk.ask("b")
-    assert isinstance(first, dict)
-    assert isinstance(second, dict)
-    assert desk.ask("c") is None, "the budget is used up, but trials are under way: their results may yet change that"
-    for step in (0, 4, 0, 4, 8):  # the worker died after step 4, and another began again
-        desk.result("a", {"rung": Rung(step=step, accuracy=0.5).to_json()})
-    desk.ended("a")
-    assert ear.results[first["number"]].status is Status.STOPPED
-    assert [rung.step for rung in ear.results[first["number"]].rungs] == [0, 4, 8]
-    desk.lost("b", "worker died: somehow")
-    desk.lost("b", "told twice")
-    desk.ended("b")
-    lost = ear.results[second["number"]]
-    assert (lost.status, lost.error, lost.seed) == (Status.FAILED, "worker died: somehow", second["seed"])
-    assert lost.summary == lost.policy.describe(toy_baseline.layers)
-    assert search.results == tuple(ear.results.values())
-    assert desk.ask("d") == "FINISHED"
-    assert desk.failure is None
 
 
 def test_a_concurrency_of_none_is_refused() -> None:

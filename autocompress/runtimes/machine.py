@@ -1,0 +1,31 @@
+"""The machine that runtimes run on."""
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from autocompress.result import Environment
+
+
+def environment() -> Environment:
+    """This machine and the versions that matter to a measurement."""
+    return Environment(
+        cpu=_cpu_name(),
+        cores=os.cpu_count() or 1,
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        python=platform.python_version(),
+        versions={name: version(name) for name in ("autocompress", "torch", "onnx", "onnxruntime", "torch-pruning")},
+    )
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,69 @@
+"""A few coefficients, of which the prior makes a policy for every layer: each fits the limits before it is trained.
+
+`size_budget` is a size, from 0 (the largest worth searching) to 1 (the smallest) on a logarithmic scale. The policy is the
+one of least summed divergence for that size, leaning as the others say: `latency_weight` is what time counts against
+size, `sparsity_trade` makes removed channels and zeros dearer (above 1) or cheaper than bits, ``stage1/sensitivity`` to
+``stage3/sensitivity`` make the first, second and last third of the network more sensitive than it was measured to be.
+Also `learning_rate`, ``distill/temperature`` and ``distill/share``. In all 9 parameters, with several `steps` 10.
+
+To search within what is known, `start` gives policies along the whole front.
+"""
+
+from collections.abc import Sequence
+from functools import partial, update_wrapper
+from typing import Any
+
+from optuna.trial import BaseTrial
+
+from autocompress.errors import InputError
+from autocompress.experiment import Space
+from autocompress.layer import Layers
+from autocompress.policy import Distill, Finetune, Policy
+from autocompress.prior import BEGINNINGS, Leaning, Prior
+from autocompress.target import Target
+
+STEPS = 200
+
+
+def space(trial: BaseTrial, layers: Layers, target: Target, prior: Prior, *, steps: int | Sequence[int] = STEPS) -> Policy:
+    if (prior.layers, prior.target) != (layers, target):
+        raise InputError("the prior was made for another network or target")
+    budget = trial.suggest_float("size_budget", 0.0, 1.0)
+    leaning = Leaning(
+        latency_weight=trial.suggest_float("latency_weight", 0.0, 1.0),
+        sparsity_trade=trial.suggest_float("sparsity_trade", 0.25, 4.0, log=True),
+        stages=(_suggest_sensitivity(trial, 1), _suggest_sensitivity(trial, 2), _suggest_sensitivity(trial, 3)),
+    )
+    finetune = Finetune(
+        steps=steps if isinstance(steps, int) else trial.suggest_categorical("steps", list(steps)),
+        learning_rate=trial.suggest_float("learning_rate", 3e-4, 3e-3, log=True),
+    )
+    distill = Distill(
+        temperature=trial.suggest_float("distill/temperature", 1.0, 10.0, log=True),
+        share=trial.suggest_float("distill/share", 0.0, 0.9),
+    )
+    policy = prior.solve(prior.size_at(budget), leaning=leaning)
+    return policy.model_copy(update={"finetune": finetune, "distill": distill})
+
+
+def make(*, steps: int | Sequence[int] = STEPS) -> Space:
+    """This space with other fine-tuning steps: a number, or several to choose from, ``budgeted.make(steps=(150, 300))``."""
+    return update_wrapper(partial(space, steps=steps), space)
+
+
+def start(prior: Prior) -> list[dict[str, Any]]:
+    """Up to ten sets of parameters along the front, most of them for size above all, some for time as well.
+
+    No two give the same policy.
+    """
+    neutral = {"sparsity_trade": 1.0} | {f"stage{stage}/sensitivity": 1.0 for stage in (1, 2, 3)}
+    training = {"learning_rate": 1e-3, "distill/temperature": 4.0, "distill/share": 0.6}
+    found: dict[str, dict[str, Any]] = {}
+    for budget, weight in BEGINNINGS:
+        policy = prior.solve(prior.size_at(budget), leaning=Leaning(latency_weight=weight))
+        found.setdefault(policy.key(), {"size_budget": budget, "latency_weight": weight} | neutral | training)
+    return list(found.values())
+
+
+def _suggest_sensitivity(trial: BaseTrial, stage: int) -> float:
+    return trial.suggest_float(f"stage{stage}/sensitivity", 0.5, 2.0, log=True)

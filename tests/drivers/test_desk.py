@@ -1,0 +1,89 @@
+"""What Tune tells of its trials, and what the search hears of it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autocompress.baseline import Baseline, Data
+from autocompress.drivers.desk import Desk
+from autocompress.errors import InputError
+from autocompress.result import Environment, Rung, Status
+from tests.drivers.searching import Ear, experiment_file, search_of
+
+
+def _reported(rung: Rung) -> dict[str, Any]:
+    return {"rung": rung.to_json()}
+
+
+def test_what_tune_reports_becomes_one_result_a_trial(toy_baseline: Baseline, toy_data: Data, tmp_path: Path) -> None:
+    search, _ = search_of(experiment_file(tmp_path, "budget=Budget(trials=2)"), toy_baseline, toy_data)
+    ear = Ear(search)
+    desk = Desk(search, ear, toy_baseline.layers)
+    first, second = desk.ask("a"), desk.ask("b")
+    assert isinstance(first, dict)
+    assert isinstance(second, dict)
+    assert (desk.ask("c"), desk.waiting) == (None, True), "the budget is used up, but trials are under way"
+    for step in (0, 4, 0, 4, 8):  # the worker died after step 4, and another began again
+        assert desk.rung("a", _reported(Rung(step=step, accuracy=0.5)))
+    desk.ended("a")
+    assert ear.results[first["number"]].status is Status.STOPPED
+    assert [rung.step for rung in ear.results[first["number"]].rungs] == [0, 4, 8]
+    desk.lost("b", "worker died: somehow")
+    desk.lost("b", "told twice")
+    desk.ended("b")
+    lost = ear.results[second["number"]]
+    assert (lost.status, lost.error, lost.seed) == (Status.FAILED, "worker died: somehow", second["seed"])
+    assert lost.summary == lost.policy.describe(toy_baseline.layers)
+    assert search.results == tuple(ear.results.values())
+    assert (desk.ask("d"), desk.waiting) == (None, False)
+    assert desk.failure is None
+
+
+def test_a_rung_passed_again_is_judged_once(toy_baseline: Baseline, toy_data: Data, tmp_path: Path) -> None:
+    settings = "budget=Budget(trials=2), halving=Halving(eta=2, rungs=(0.0,)), start=[{'steps': 8}, {'steps': 12}]"
+    search, _ = search_of(experiment_file(tmp_path, settings), toy_baseline, toy_data)
+    ear = Ear(search)
+    desk = Desk(search, ear, toy_baseline.layers)
+    trials = desk.ask("good"), desk.ask("bad")
+    environment = Environment(cpu="a", cores=1, python="3", versions={})
+    good = Rung(step=0, accuracy=0.9, metrics={"size_bytes": 10.0}, seconds=2.0)
+    assert desk.rung("good", {**_reported(good), "environment": environment.to_json()})
+    assert desk.rung("good", _reported(good.model_copy(update={"accuracy": 0.1, "seconds": 50.0}))), "begun again"
+    assert search.used_seconds == 2.0
+    bad = Rung(step=0, accuracy=0.2, metrics={"size_bytes": 20.0}, seconds=3.0)
+    assert not desk.rung("bad", _reported(bad))
+    desk.ended("bad")
+    assert desk.rung("good", _reported(Rung(step=4, accuracy=0.9, seconds=4.0)))
+    desk.ended("good")
+    numbers = [trial["number"] for trial in trials if trial is not None]
+    assert [ear.steps[number] for number in numbers] == [[0, 4], [0]]
+    results = [ear.results[number] for number in numbers]
+    assert [(result.status, result.compute) for result in results] == [(Status.STOPPED, 4.0), (Status.STOPPED, 3.0)]
+    assert [result.environment for result in results] == [environment, None]
+    assert desk.failure is None
+
+
+def test_a_trial_that_could_not_begin_has_failed(toy_baseline: Baseline, toy_data: Data, tmp_path: Path) -> None:
+    search, _ = search_of(experiment_file(tmp_path, "budget=Budget(trials=1)"), toy_baseline, toy_data)
+    desk = Desk(search, Ear(search), toy_baseline.layers)
+    desk.ask("a")
+    desk.result("a", {"error": "no checkpoint", "done": True})
+    desk.ended("a")
+    assert [(result.status, result.error) for result in search.results] == [(Status.FAILED, "no checkpoint")]
+
+
+class _Failing(Ear):
+    def rung(self, number: int, rung: Rung) -> None:
+        raise InputError("the disk is full")
+
+
+def test_a_failure_of_the_listener_closes_the_desk(toy_baseline: Baseline, toy_data: Data, tmp_path: Path) -> None:
+    search, _ = search_of(experiment_file(tmp_path, "budget=Budget(trials=2)"), toy_baseline, toy_data)
+    desk = Desk(search, _Failing(search), toy_baseline.layers)
+    desk.ask("a")
+    assert desk.rung("a", _reported(Rung(step=0, accuracy=0.5))), "Tune ends all trials by itself"
+    assert desk.closed
+    assert (desk.ask("b"), desk.waiting) == (None, False)
+    with pytest.raises(InputError, match="the disk is full"):
+        raise desk.failure or AssertionError

@@ -1,0 +1,94 @@
+"""A file of one layer does what the layer does, in the kernels in which a whole network runs it."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from autocompress.runtimes import runtime_of
+from autocompress.runtimes.onnx_layer import layer_file
+from autocompress.runtimes.single import LayerShape, Manner
+from autocompress.target import Target
+from tests.runtimes.test_onnxruntime import optimised
+
+SHAPES = {
+    "3x3": LayerShape("conv2d", 16, 24, size=(9, 7), kernel=(3, 3), padding=(1, 1, 1, 1), batch=2),
+    "first": LayerShape("conv2d", 3, 16, size=(8, 8), kernel=(3, 3), padding=(1, 1, 1, 1)),
+    "strided": LayerShape("conv2d", 16, 16, size=(8, 8), kernel=(3, 3), stride=(2, 1), padding=(0, 1, 1, 0)),
+    "dilated": LayerShape("conv2d", 16, 8, size=(9, 9), kernel=(3, 3), dilation=(2, 2)),
+    "pointwise, no bias": LayerShape("conv2d", 16, 32, size=(4, 4), bias=False),
+    "depthwise": LayerShape("conv2d", 16, 16, size=(8, 8), kernel=(3, 3), padding=(1, 1, 1, 1), groups=16),
+    "grouped": LayerShape("conv2d", 16, 32, size=(8, 8), kernel=(3, 3), groups=2),
+    "linear": LayerShape("linear", 40, 10, size=(1,)),
+    "linear on rows": LayerShape("linear", 40, 12, size=(5,), batch=3),
+}
+ROUNDED_STEP = 0.05
+
+
+def stored(content: bytes) -> dict[str, Tensor]:
+    """What the file stores, by name: w the weight, c the bias."""
+    tensors = onnx.load_from_string(content).graph.initializer
+    return {tensor.name: torch.tensor(numpy_helper.to_array(tensor)) for tensor in tensors}
+
+
+def computed(shape: LayerShape, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if shape.kind == "linear":
+        return nn.functional.linear(inputs, weight, bias).relu()
+    top, left, bottom, right = shape.padding
+    padded = nn.functional.pad(inputs, (left, right, top, bottom))
+    outputs = nn.functional.conv2d(padded, weight, bias, stride=shape.stride, dilation=shape.dilation, groups=shape.groups)
+    return outputs.relu()
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_integers_are_fused_and_nothing_else_is_executed(shape: LayerShape, tmp_path: Path) -> None:
+    content, _ = layer_file(shape, "integer")
+    assert optimised(content, tmp_path) == ["QLinearConv" if shape.kind == "conv2d" else "QGemm"]
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_integer_outputs_are_those_of_the_layer(shape: LayerShape) -> None:
+    content, inputs = layer_file(shape, "integer")
+    got = runtime_of(Target()).load(content, Target())(inputs)
+    tensors = stored(content)
+    given = torch.tensor(inputs).float() * ROUNDED_STEP
+    if shape.kind == "conv2d":
+        given = given.permute(0, 3, 1, 2)  # it takes and gives channels last
+    bias = tensors.get("c")
+    if bias is not None and shape.kind == "linear":
+        bias = bias * ROUNDED_STEP**2
+    expected = computed(shape, given, tensors["w"].float() * ROUNDED_STEP, bias).round().clamp(0, 255)
+    if shape.kind == "conv2d":
+        expected = expected.permute(0, 2, 3, 1)
+    assert got.shape == tuple(expected.shape)
+    assert np.abs(got.astype(int) - expected.numpy().astype(int)).max() <= 1  # where a value lies between two steps
+    assert expected.float().std() > 0
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("manner", ["float", "codes"])
+def test_float_outputs_are_those_of_the_layer(manner: Manner, shape: LayerShape, tmp_path: Path) -> None:
+    content, inputs = layer_file(shape, manner)
+    tensors = stored(content)
+    weight = tensors["w"].float() * (ROUNDED_STEP if manner == "codes" else 1)
+    expected = computed(shape, torch.tensor(inputs), weight, tensors.get("c"))
+    got = runtime_of(Target()).load(content, Target())(inputs)
+    np.testing.assert_allclose(got, expected.numpy(), atol=1e-4)
+    assert not {"Cast", "Mul", "DequantizeLinear"} & set(optimised(content, tmp_path))
+
+
+def test_other_widths_are_counted_as_the_weight_counts_them() -> None:
+    assert SHAPES["3x3"].at(8, 16).weight_shape == (16, 8, 3, 3)
+    assert SHAPES["linear"].at(20, 10).weight_shape == (10, 20)
+    depthwise = SHAPES["depthwise"].at(1, 8)
+    assert (depthwise.weight_shape, depthwise.groups, depthwise.inputs) == ((8, 1, 3, 3), 8, 8)
+    grouped = SHAPES["grouped"].at(4, 16)
+    assert (grouped.weight_shape, grouped.groups, grouped.inputs) == ((16, 4, 3, 3), 2, 8)
+
+
+def test_the_same_layer_is_the_same_file() -> None:
+    assert layer_file(SHAPES["3x3"], "integer")[0] == layer_file(SHAPES["3x3"], "integer")[0]

@@ -93,27 +93,30 @@ class Ladder:
 def goes_on(candidate: Losses, others: Sequence[Losses], eta: float) -> bool:
     """True when `candidate` is among the best 1/eta of itself and the `others` that reached the same rung.
 
-    Losses are to be small, one an objective, in the same order. A trial goes on while fewer than `eta` have reached the
-    rung: nobody knows yet what is good.
+    Losses are to be small, one an objective, in the same order; each is scaled to the range that it has in all of them.
+    Of equals the candidate is the last. A trial goes on while fewer than `eta` have reached the rung: nobody knows yet
+    what is good.
     """
-    if len(others) + 1 < eta:
+    count = len(others) + 1
+    if count < eta:
         return True
-    place = order([candidate, *others]).index(0)
-    return place < math.ceil((len(others) + 1) / eta)
-
-
-def order(losses: Sequence[Losses]) -> list[int]:
-    """The places of `losses`, best first: by non-dominated rank, then by the hypervolume that only they contribute.
-
-    Each objective is scaled to the range it has in `losses`; of equals the later one is first.
-    """
-    scaled = _scaled(np.asarray(losses, dtype=float))
+    scaled = _scaled(np.asarray([candidate, *others], dtype=float))
     ranks = moocore.pareto_rank(scaled)
-    contributions = np.zeros(len(scaled))
-    for rank in np.unique(ranks):
-        layer = np.flatnonzero(ranks == rank)
-        contributions[layer] = _contributions(scaled[layer])
-    return sorted(range(len(scaled)), key=lambda place: (ranks[place], -contributions[place], -place))
+    places = math.ceil(count / eta) - int((ranks < ranks[0]).sum())
+    return places > 0 and _outlasts(scaled[ranks == ranks[0]], places)
+
+
+def _outlasts(layer: NDArray[np.float64], places: int) -> bool:
+    """Whether the first of a layer is left when, one after another, those that contribute least go, until so many are left.
+
+    All at once would not do: of two good ones that are nearly the same neither contributes much.
+    """
+    while len(layer) > places:
+        least = int(_contributions(layer).argmin())
+        if least == 0:
+            return False
+        layer = np.delete(layer, least, axis=0)
+    return True
 
 
 def _scaled(losses: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -123,6 +126,8 @@ def _scaled(losses: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _contributions(layer: NDArray[np.float64]) -> NDArray[np.float64]:
+    if layer.shape[1] == 1:  # all are equal
+        return np.zeros(len(layer))
     reference = np.full(layer.shape[1], 1 + _BEYOND)
     contributions: NDArray[np.float64] = moocore.hv_contributions(layer, ref=reference)
     return contributions

@@ -4,7 +4,8 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,16 @@ import numpy as np
 import platformdirs
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import Graph, GraphModule, Interpreter, Node, Tracer
 
 from autocompress.baseline import Baseline, Data
-from autocompress.compress import compress
+from autocompress.compress.activations import quantize_activations
+from autocompress.compress.calibrate import observe_activations
+from autocompress.compress.channels import prune
+from autocompress.compress.repair import repair
+from autocompress.compress.weights import compress_weights
 from autocompress.errors import AutocompressError, InputError, TaskError
 from autocompress.folder import write_whole
-from autocompress.graph import trace
 from autocompress.lane import Lane
 from autocompress.option import Option, options
 from autocompress.tables import Divergence, Sensitivity
@@ -33,6 +37,10 @@ _log = logging.getLogger(__name__)
 
 # Training inputs on which outputs are compared.
 _EXAMPLES = 256
+# Enough to compare a pruned network with its masked reference.
+_EXAMPLE = 8
+# Float rounding, and variances over n or n - 1 examples, make a smaller difference, as a share of the largest output.
+_PARITY = 0.05
 # Part of every key: to be raised when the same option would now get another figure.
 _MANNER = 1
 
@@ -119,46 +127,45 @@ def divergences_of(
     task raises.
     """
     places = {layer.name: place for place, layer in enumerate(baseline.layers)}
+    groups = {group.name: {*group.writers, *group.readers} for group in baseline.layers.groups}
     lane = Lane()
     start = time.perf_counter()
     bench = _bench(task, baseline, data, seed)
     prepared = time.perf_counter() - start
     try:
         for option in sorted(options, key=lambda option: places.get(option.name, 0)):
+            layers = groups[option.name] if option.what == "channel_sparsity" else {option.name}
             with lane.shared():
                 start = time.perf_counter()
-                value = bench.divergence(option)
+                value = bench.divergence(option, layers)
                 took = time.perf_counter() - start
             yield option, value, prepared + took
             prepared = 0.0
     finally:
-        bench.rest()
+        bench.pause()
 
 
 class _Bench:
-    """The uncompressed model on the inputs of the comparison, and whatever its students share.
-
-    A batch norm that normalises by the batch it sees, all inputs at once, is re-estimated and used in one pass.
-    """
+    """The uncompressed model on the inputs of the comparison, and whatever its students share."""
 
     def __init__(self, model: nn.Module, inputs: Tensor, task: Task) -> None:
         self._task = task
+        self._inputs = _in_fast_layout(inputs, model)
         self._model = model
-        self._inputs = inputs
-        self._layout = _fast_layout(model, inputs[:2])
-        reference = self._prepared(deepcopy(model))
-        with torch.no_grad():
-            self._reference = reference(inputs)
+        with _batch_norms_re_estimated(model):
+            self._reference = model(self._inputs)
         # Fails here, and not in every option, when the task's function does.
         float(task.divergence(self._reference, self._reference))
-        self._beginning = _Beginning(reference, inputs) if isinstance(reference, GraphModule) else None
+        graph = _traced(model)
+        self._rest = None if graph is None else _Rest(graph, self._inputs)
 
-    def divergence(self, option: Option) -> float | None:
-        """How far `option` moves the outputs; None when it cannot be carried out or the figure is not finite."""
+    def divergence(self, option: Option, layers: Collection[str]) -> float | None:
+        """How far `option`, which changes `layers`, moves the outputs; None when that fails or the figure is not finite."""
         try:
-            student = self._prepared(compress(self._model, option.policy(), self._inputs))
-            with torch.no_grad():
-                outputs = self._outputs_of(student)
+            model, inputs = (self._rest and self._rest.before(layers)) or (self._model, self._inputs)
+            student = _student(option, model, inputs)
+            with _batch_norms_re_estimated(student):
+                outputs = student(inputs)
         except InputError:
             raise
         except Exception as error:  # noqa: BLE001  # whatever becomes of one option, the others are measured
@@ -167,116 +174,154 @@ class _Bench:
         value = float(self._task.divergence(outputs, self._reference))
         return value if math.isfinite(value) else None
 
-    def rest(self) -> None:
+    def pause(self) -> None:
         """Lets go of what takes much memory; it is made again when it is needed."""
-        if self._beginning is not None:
-            self._beginning.restart()
-
-    def _prepared(self, model: nn.Module) -> nn.Module:
-        """`model`, as a graph where it can be traced, ready to be carried out."""
-        graph = model if isinstance(model, GraphModule) else trace(model)
-        # After tracing, which leaves no module in training mode.
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.train()
-                module.momentum = 0.0
-        prepared: nn.Module = (model if graph is None else graph).to(memory_format=self._layout)  # type: ignore[call-overload]
-        return prepared
-
-    def _outputs_of(self, student: nn.Module) -> Tensor:
-        if self._beginning is not None and isinstance(student, GraphModule):
-            return self._beginning.go_on(student)
-        outputs: Tensor = student(self._inputs)
-        return outputs
+        if self._rest is not None:
+            self._rest.restart()
 
 
-class _Beginning:
-    """A network's graph carried out up to a node: where a changed copy of the network differs, and not before, it goes on."""
+def _student(option: Option, model: nn.Module, inputs: Tensor) -> nn.Module:
+    """What `autocompress.compress` makes of `model`, but with its batch norms as they were: they are re-estimated anyway."""
+    policy, student = option.policy(), deepcopy(model).eval()
+    keep = {name: round(_channels(student, name) * (1 - share)) for name, share in policy.channel_sparsity.items()}
+    kept = prune(student, keep, policy.importance, inputs[:_EXAMPLE])
+    compress_weights(student, policy.layers)
+    repair(student, model, kept, inputs)
+    if option.what == "activation_bits":
+        student = quantize_activations(student, [option.name])
+        with _batch_norms_re_estimated(student):
+            observe_activations(student, inputs)
+    return student
+
+
+def _channels(model: nn.Module, name: str) -> int:
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[0]
+
+
+class _Rest:
+    """The rest of a network, from a place where it needs a single value: a network of its own.
+
+    What an option does behind that place it does there too; what comes before is not computed for every option.
+    """
 
     def __init__(self, graph: GraphModule, inputs: Tensor) -> None:
         self._graph = graph
         self._inputs = inputs
         self._nodes = list(graph.graph.nodes)
-        self._places = {node: place for place, node in enumerate(self._nodes)}
+        self._doors = list(_doors(self._nodes))
         self.restart()
 
     def restart(self) -> None:
-        self._done = 0
-        self._interpreter = Interpreter(self._graph, garbage_collect_values=False)
-        self._interpreter.args_iter = iter([self._inputs])
+        self._door, self._values = 0, self._inputs
+        self._network: GraphModule | None = None
 
-    def go_on(self, changed: GraphModule) -> Tensor:
-        """The outputs of `changed`, a graph that begins like this one."""
-        nodes = list(changed.graph.nodes)
-        same = self._alike(changed, nodes)
-        values = self._values_before(same)
-        known = {node: values.get(name) for node, name in zip(nodes, (node.name for node in self._nodes[:same]), strict=False)}
-        outputs: Tensor = Interpreter(changed).run(initial_env=known)
-        return outputs
+    def before(self, layers: Collection[str]) -> tuple[GraphModule, Tensor] | None:
+        """The rest of the network with all `layers`, as short as can be, and its inputs; None when that is all of it."""
+        first = next((place for place, node in enumerate(self._nodes) if _runs(node, layers)), 0)
+        for door in sorted((door for door in self._doors if door < first), reverse=True):
+            if door == self._door and self._network is not None:
+                return self._network, self._values
+            if self._enter(door):
+                assert self._network is not None
+                return self._network, self._values
+            self._doors.remove(door)
+        return None
 
-    def _alike(self, changed: GraphModule, nodes: list[Node]) -> int:
-        """How many nodes at the beginning do the same in both graphs."""
-        pairs = zip(self._nodes, nodes, strict=False)
-        return next(
-            place
-            for place, (ours, theirs) in enumerate(pairs)
-            if ours.op == "output" or _differ(ours, self._graph, theirs, changed)
-        )
-
-    def _values_before(self, place: int) -> dict[str, Any]:
-        """Copies of the values made before the node at `place` and used there or later: a network may change them in place."""
-        if place < self._done:
+    def _enter(self, door: int) -> bool:
+        """Goes on to `door`. False when the rest behind it does not work on batches as the network does."""
+        if door < self._door:
             self.restart()
-        for node in self._nodes[self._done : place]:
-            self._interpreter.env[node] = self._interpreter.run_node(node)
-        self._done = place
-        used = {node: value for node, value in self._interpreter.env.items() if self._last_use(node) >= place}
-        self._interpreter.env = used
-        # Together, so that two names of one tensor stay that.
-        return deepcopy({node.name: value for node, value in used.items()})
-
-    def _last_use(self, node: Node) -> int:
-        return max((self._places[user] for user in node.users), default=-1)
-
-
-def _differ(ours: Node, our_graph: GraphModule, theirs: Node, their_graph: GraphModule) -> bool:
-    calls = [(node.op, node.target, str(node.args), str(node.kwargs)) for node in (ours, theirs)]
-    if calls[0] != calls[1]:
+        values = self._carry_on(door)
+        if not isinstance(values, Tensor) or values.dim() < 2 or len(values) != len(self._inputs):
+            return False
+        network = _network_behind(self._nodes[door], self._graph)
+        try:
+            with torch.no_grad():
+                expected, got = self._graph(self._inputs[:2]), network(values[:2])
+        except RuntimeError:
+            return False
+        if got.shape != expected.shape or not torch.allclose(got, expected, atol=_PARITY * float(expected.abs().max()), rtol=0):
+            return False
+        self._door, self._values, self._network = door, values, network
         return True
-    if ours.op == "get_attr":
-        return not torch.equal(_attribute(our_graph, str(ours.target)), _attribute(their_graph, str(theirs.target)))
-    if ours.op != "call_module":
-        return False
-    modules = [graph.get_submodule(str(ours.target)) for graph in (our_graph, their_graph)]
-    states = [dict(_lasting(module)) for module in modules]
-    return (
-        type(modules[0]) is not type(modules[1])
-        or states[0].keys() != states[1].keys()
-        or not all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    )
+
+    def _carry_on(self, door: int) -> Any:
+        interpreter = Interpreter(self._graph, garbage_collect_values=False)
+        interpreter.env = {self._nodes[self._door]: self._values}
+        fetched = [node for node in self._nodes[: self._door] if node.op == "get_attr"]
+        with _batch_norms_re_estimated(self._graph):
+            for node in (*fetched, *self._nodes[self._door + 1 : door + 1]):
+                interpreter.env[node] = interpreter.run_node(node)
+        return interpreter.env[self._nodes[door]]
 
 
-def _attribute(graph: GraphModule, name: str) -> Tensor:
-    owner, _, last = name.rpartition(".")
-    value: Tensor = getattr(graph.get_submodule(owner), last)
-    return value
+class _ModuleTracer(Tracer):
+    """Looks only into modules that hold others: a convolution of the user's own stays a convolution."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return next(m.children(), None) is None or super().is_leaf_module(m, module_qualified_name)
 
 
-def _lasting(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The parameters and buffers of `module` that matter where batch norms normalise by the batch."""
-    passing = ("running_mean", "running_var", "num_batches_tracked")
-    return ((name, value) for name, value in module.state_dict().items() if not name.endswith(passing))
+def _traced(model: nn.Module) -> GraphModule | None:
+    try:
+        return GraphModule(model, _ModuleTracer().trace(model))
+    except Exception:  # noqa: BLE001  # the user's forward meets a stand-in for a tensor, and may do anything then
+        return None
 
 
-def _fast_layout(model: nn.Module, inputs: Tensor) -> torch.memory_format:
+def _doors(nodes: Sequence[Node]) -> Iterator[int]:
+    """The places behind which no value made before is needed but the one made there."""
+    places = {node: place for place, node in enumerate(nodes)}
+    needed_until = 0
+    for place, node in enumerate(nodes):
+        if node.op != "get_attr":  # what is always at hand
+            if needed_until <= place and node.op != "output":
+                yield place
+            needed_until = max([needed_until, *(places[user] for user in node.users)])
+
+
+def _runs(node: Node, layers: Collection[str]) -> bool:
+    target = str(node.target)
+    return node.op == "call_module" and any(layer == target or layer.startswith(f"{target}.") for layer in layers)
+
+
+def _network_behind(door: Node, graph: GraphModule) -> GraphModule:
+    rest = Graph()
+    # A copy: the network may write into its input, which other options need as it is.
+    known = {door: rest.call_method("clone", (rest.placeholder("values"),))}
+    behind = False
+    for node in graph.graph.nodes:
+        if behind or node.op == "get_attr":
+            known[node] = rest.node_copy(node, lambda node: known[node])
+        behind = behind or node is door
+    return GraphModule(graph, rest)
+
+
+@contextmanager
+def _batch_norms_re_estimated(model: nn.Module) -> Iterator[None]:
+    """In it all batch norms of `model` take their statistics from the batch they see, and keep them."""
+    norms = [module for module in model.eval().modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    with torch.no_grad():
+        yield
+    model.eval()
+
+
+def _in_fast_layout(inputs: Tensor, model: nn.Module) -> Tensor:
     """Channels last where the network allows it: the same values in two thirds of the time on a CPU."""
-    moved: nn.Module = deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if inputs.dim() != 4:
+        return inputs
+    moved = inputs.contiguous(memory_format=torch.channels_last)
     try:
         with torch.no_grad():
-            moved(inputs)
+            model(moved[:2])
     except RuntimeError:  # a `view` needs its values in the usual order
-        return torch.contiguous_format
-    return torch.channels_last
+        return inputs
+    return moved
 
 
 def _subset(data: Data, seed: int = 0) -> Array:

@@ -9,7 +9,6 @@ runs on the machine hardly counts. The goals are those of the project.
 
 import multiprocessing
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -88,6 +87,15 @@ class Case:
 
     def teacher(self, kind: type[Teacher] = Teacher) -> Teacher:
         return kind(self.baseline.model(self.task), self.baseline.layers.ends[1])
+
+
+def load_task(name: str) -> Task:
+    return load_experiment(ROOT / "experiments" / f"{CASES[name]}.py").task
+
+
+def some_of(data: Data) -> Data:
+    (inputs, targets), (others, goals) = data["train"], data["validation"]
+    return {"train": (inputs[:TRAIN], targets[:TRAIN]), "validation": (others[:VALIDATION], goals[:VALIDATION])}
 
 
 class Exact(Teacher):
@@ -232,7 +240,7 @@ def threads_compared(case: Case) -> None:
     """Prints how many steps two processes of one thread take together, and one process of two threads."""
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe() for _ in range(2)]
-    workers = [context.Process(target=_worker, args=(case, theirs), daemon=True) for _, theirs in pipes]
+    workers = [context.Process(target=_worker, args=(case.name, case.baseline, theirs), daemon=True) for _, theirs in pipes]
     for worker in workers:
         worker.start()
     ours = [ours for ours, _ in pipes]
@@ -257,7 +265,9 @@ def _steps_of(pipes: list[Connection], *, threads: int) -> float:
     return float(sum(pipe.recv() for pipe in pipes))
 
 
-def _worker(case: Case, pipe: Connection) -> None:
+def _worker(name: str, baseline: Baseline, pipe: Connection) -> None:
+    task = load_task(name)
+    case = Case(name, task, baseline, some_of(load_data(task)))
     steps = case.ours(case.policy(bits=4, share=0.5, distill=Distill()), case.teacher())
     next(steps)
     pipe.send("ready")
@@ -281,20 +291,15 @@ def main() -> None:
     machine = environment()
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     print(f"{machine.cpu}, {machine.cores} cores, Python {machine.python}, {versions}")
-    sys.path.append(str(ROOT / "experiments"))
     for name, file in CASES.items():
         if "cifar" in file and not os.environ.get("CIFAR10_DIR"):
             print(f"\n{name}: skipped; set CIFAR10_DIR to the folder of its data")
             continue
-        task = load_experiment(ROOT / "experiments" / f"{file}.py").task
+        task = load_task(name)
         data = load_data(task)
         with tempfile.TemporaryDirectory() as folder:
             baseline = make_baseline(task, Target(), Path(folder), seed=0)
-        some: Data = {
-            split: (inputs[:count], targets[:count])
-            for (split, (inputs, targets)), count in zip(data.items(), (TRAIN, VALIDATION), strict=True)
-        }
-        case = Case(name, task, baseline, some)
+        case = Case(name, task, baseline, some_of(data))
         for share in (0.0, 0.5):
             steps_compared(case, share)
         accuracy_in_half(case)

@@ -6,7 +6,7 @@ size, `sparsity_trade` makes removed channels and zeros dearer (above 1) or chea
 ``stage3/sensitivity`` make the first, second and last third of the network more sensitive than it was measured to be.
 Also `learning_rate`, ``distill/temperature`` and ``distill/share``. In all 9 parameters, with several `steps` 10.
 
-To search within what is known, `start` gives policies along the whole front.
+`start` gives parameters along the whole front to begin with: ``Experiment(space=budgeted.space, start=budgeted.start)``.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,7 @@
 """The space over the prior: static, within the limits, and begun along the front; and a raw space begun by the prior."""
 
 import pickle
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -24,7 +25,12 @@ from search_spaces import budgeted, joint
 from tests.nets import one_linear, resnet20, vgg
 from tests.tables_made import made_chain, made_costs, made_sensitivity
 
-NETS = {"vgg": vgg, "resnet20": resnet20, "one_linear": one_linear, "chain": lambda: made_chain(20)}
+NETS: dict[str, Callable[[], Layers]] = {
+    "vgg": vgg,
+    "resnet20": resnet20,
+    "one_linear": one_linear,
+    "chain": lambda: made_chain(20),
+}
 FLOATS = Menu(weight_bits=(None,), activation_bits=(None,), weight_sparsity=False, channel_multiple=8)
 
 
@@ -58,7 +64,7 @@ def drawn(prior: Prior, count: int, space: Space = budgeted.space) -> list[tuple
 
 @pytest.mark.parametrize("net", list(NETS))
 def test_every_parameter_is_asked_every_time_with_the_same_range(net: str) -> None:
-    first, *rest = [trial for trial, _ in drawn(made(net), 10)]
+    first, *rest = [trial for trial, _ in drawn(made(net), 6)]
     assert len(first.params) == 9
     for trial in rest:
         assert trial.distributions == first.distributions
@@ -72,7 +78,7 @@ def test_every_policy_fits_the_network_and_the_limits_before_it_is_trained(net: 
     prior = made(net, *limits)
     assert not prior.unreachable
     baseline = uncompressed(prior.layers, prior.target)
-    for _, policy in drawn(prior, 25):
+    for _, policy in drawn(prior, 12):
         policy.check(prior.layers, prior.target.menu)
         predicted = {"size_bytes": prior.size_bytes(policy), "latency_ms": prior.latency_ms(policy), "accuracy": 1.0}
         for limit in limits:

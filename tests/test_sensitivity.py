@@ -73,11 +73,11 @@ def measured(wanted: Sequence[Option], task: ToyTask, baseline: Baseline, data: 
 
 
 def plain(option: Option, task: ToyTask, baseline: Baseline, data: Data) -> float:
-    """Everything anew and one thing after another: compress, re-estimate, compare whole outputs."""
+    """Everything anew, of the whole network, and one thing after another: re-estimate, compress, compare."""
     inputs = torch.tensor(data["train"][0])
     model = baseline.model(task)
-    student = compress(model, option.policy(), inputs)
     reestimate_batch_norm(model, inputs)
+    student = compress(model, option.policy(), inputs)
     with torch.no_grad():
         return float(task.divergence(student(inputs), model(inputs)))
 

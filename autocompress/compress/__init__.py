@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from autocompress.compress.activations import quantize_activations
 from autocompress.compress.calibrate import observe_activations, reestimate_batch_norm
 from autocompress.compress.channels import prune
+from autocompress.compress.repair import repair
 from autocompress.compress.weights import compress_weights
 from autocompress.errors import unknown_name
 from autocompress.policy import Policy
@@ -21,7 +22,8 @@ def compress(
 ) -> nn.Module:
     """A student: a copy of `model` with channels removed, weights masked and rounded, and activations rounded by `policy`.
 
-    `calibration` holds training inputs (n, ...), by which batch-norm statistics and activation ranges are set.
+    `calibration` holds training inputs (n, ...), by which the weights that are left are refitted when `policy` wants them
+    repaired, and batch-norm statistics and activation ranges are set.
     `gradients` leaves the gradient of the training loss in a model's parameters; only the importance "taylor" asks for
     it. The student is in evaluation mode and can be fine-tuned as it is; the empty policy gives a plain copy. Raises
     `UnknownNameError` for a layer the model has not, `SurgeryError` when the result would not be what the policy says.
@@ -32,8 +34,10 @@ def compress(
         if name not in names:
             raise unknown_name("layer", name, names - {""})
     keep = {root: _kept(student.get_submodule(root), share) for root, share in policy.channel_sparsity.items()}
-    prune(student, keep, policy.importance, calibration[:_EXAMPLES], gradients)
+    kept = prune(student, keep, policy.importance, calibration[:_EXAMPLES], gradients)
     compress_weights(student, policy.layers)
+    if policy.repair:
+        repair(student, model, kept, calibration)
     integer = [name for name, layer in policy.layers.items() if layer.activation_bits is not None]
     if integer:
         student = quantize_activations(student, integer)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from autocompress.errors import SurgeryError
 from autocompress.layer import Group
 from autocompress.policy import Importance
+from autocompress.student import per_channel
 
 # The largest difference, as a share of the largest output, that float rounding may make between a pruned network and
 # the same network with the removed channels zeroed.
@@ -48,26 +49,32 @@ def prune(
     importance: Importance,
     example: Tensor,
     gradients: Callable[[nn.Module], None] | None = None,
-) -> None:
+) -> dict[str, Tensor]:
     """Cuts channels of `model` in place until each group named in `keep` has that many, least important first.
 
-    `importance` "taylor" needs `gradients`, which leaves the gradient of the training loss in the parameters.
-    Raises `SurgeryError` when the result differs from the network with the removed channels zeroed.
+    `importance` "taylor" needs `gradients`, which leaves the gradient of the training loss in the parameters. Gives the
+    places of the output channels that are left of each layer, among those it had. Raises `SurgeryError` when the result
+    differs from the network with the removed channels zeroed.
     """
     if not keep:
-        return
+        return {}
     if importance == "taylor":
         if gradients is None:
             raise ValueError("importance 'taylor' needs gradients")
         gradients(model)
     graph = _graph(model, example)
     scores = {root: _scores(graph, model.get_submodule(root), importance) for root in keep}
-    _cut(model, {root: scores[root].argsort()[: len(scores[root]) - kept].tolist() for root, kept in keep.items()}, example)
+    doomed = {root: scores[root].argsort()[: len(scores[root]) - kept].tolist() for root, kept in keep.items()}
+    left = _cut(model, doomed, example)
     model.zero_grad(set_to_none=True)
+    return left
 
 
-def _cut(model: nn.Module, doomed: dict[str, list[int]], example: Tensor) -> None:
-    """Removes those channels of each group root; raises `SurgeryError` when that is not the same as zeroing them."""
+def _cut(model: nn.Module, doomed: dict[str, list[int]], example: Tensor) -> dict[str, Tensor]:
+    """Removes those channels of each group root; raises `SurgeryError` when that is not the same as zeroing them.
+
+    Gives the output channels that are left of each layer.
+    """
     reference = deepcopy(model).eval()
     masked, graph = _graph(reference, example), _graph(model, example)
     for root, channels in doomed.items():
@@ -75,6 +82,13 @@ def _cut(model: nn.Module, doomed: dict[str, list[int]], example: Tensor) -> Non
     for root, channels in doomed.items():
         _group_at(graph, model.get_submodule(root), channels).prune()
     _compare(model, reference, example)
+    layers = {name: layer for name, layer in reference.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
+    # The reference has served: cut as the model was, with its channels numbered, it tells which of them are left.
+    for layer in layers.values():
+        layer.weight.data = per_channel(torch.arange(len(layer.weight)), layer.weight).expand_as(layer.weight).to(layer.weight)
+    for root, channels in doomed.items():
+        _group_at(masked, reference.get_submodule(root), channels).prune()
+    return {name: layer.weight.detach().flatten(1)[:, 0].long() for name, layer in layers.items()}
 
 
 def _scores(graph: Any, root: nn.Module, importance: Importance) -> Tensor:

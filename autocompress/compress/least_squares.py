@@ -45,9 +45,7 @@ def refit(weight: Tensor, inputs: Tensor, outputs: Tensor, moments: Tensor, mask
     return weight + change
 
 
-def round_with_compensation(
-    weight: Tensor, scale: Tensor, largest: int, moments: Tensor, mask: Tensor | None
-) -> Tensor:
+def round_with_compensation(weight: Tensor, scale: Tensor, largest: int, moments: Tensor, mask: Tensor | None) -> Tensor:
     """`weight` on the grid of `scale` (groups, out), rounded input by input, each error made good by the inputs to come.
 
     Where `mask` is False it is zero, and that error is made good too (GPTQ: Frantar et al., 2023; SparseGPT: Frantar and

@@ -12,16 +12,20 @@ _FEWEST_PLACES = 1024
 _MOST_VALUES = 2**25
 
 
-def count_places(layer: Fitted, outputs: Tensor) -> int:
-    """At how many places `outputs` were computed: pixels of all examples, or rows."""
-    return outputs.numel() // outputs.shape[1 if isinstance(layer, nn.Conv2d) else -1]
+def extent(layer: Fitted, inputs: Tensor) -> tuple[int, ...]:
+    """The shape of `inputs` without the channels: what the number of places depends on."""
+    return tuple(inputs.shape[:1] + inputs.shape[2:] if isinstance(layer, nn.Conv2d) else inputs.shape[:-1])
 
 
-def choose_places(layer: Fitted, count: int) -> Tensor:
-    """Numbers of some of `count` places, shape (places,): enough to refit the weights of `layer`, always the same ones."""
+def choose_places(layer: Fitted, outputs: Tensor) -> Tensor:
+    """Numbers of some places (pixels of any example, or rows) of `outputs`, shape (places,): always the same ones.
+
+    Enough to refit the weights of `layer`, if there are so many.
+    """
+    count = outputs.numel() // outputs.shape[1 if isinstance(layer, nn.Conv2d) else -1]
     inputs = layer.weight[0].numel()
     wanted = max(_FEWEST_PLACES, min(_PLACES_PER_INPUT * inputs, _MOST_VALUES // (inputs * _groups(layer))))
-    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:wanted].to(layer.weight.device)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:wanted].to(outputs.device)
 
 
 def outputs_at(layer: Fitted, outputs: Tensor, places: Tensor) -> Tensor:
@@ -63,6 +67,4 @@ def _windows(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
     ]
     moves = [step * stride for step, stride in zip(steps[2:], layer.stride, strict=True)]
     within = [step * dilation for step, dilation in zip(steps[2:], layer.dilation, strict=True)]
-    return padded.as_strided(
-        (examples, *counts, channels, *layer.kernel_size), (steps[0], *moves, steps[1], *within)
-    )
+    return padded.as_strided((examples, *counts, channels, *layer.kernel_size), (steps[0], *moves, steps[1], *within))

@@ -17,7 +17,7 @@ from autocompress.target import Target
 
 # Up to the one share of the largest divergence of any single option nothing is lost yet, beyond the other nothing is left:
 # searched is between them.
-_NOTICED = 3e-4
+_NOTICED = 1e-4
 _LOST = 2.0
 _HALVINGS = 6
 # No more of a limit than that is given away because predictions err.

@@ -126,9 +126,12 @@ def _time_coefficients(terms: Floats, times: Floats) -> Floats:
         own = _robust(terms, times, times)
         if own[1] > 0 and own[2] > 0:
             return own
-    intercept, slope = _robust(np.stack([terms[:, 0], terms[:, 1] + terms[:, 2]], axis=1), times, times)
-    if slope == 0:  # the layers explain nothing: each takes its part of the whole
-        slope, intercept = float(np.median(times / (terms[:, 1] + terms[:, 2]))), 0.0
+    layers = terms[:, 1] + terms[:, 2]
+    intercept, slope = _robust(np.stack([terms[:, 0], layers], axis=1), times, times)
+    if slope == 0 and layers.all():  # noise: the widest network is not the slowest one
+        intercept, slope = 0.0, float(np.median(times / layers))
+    elif slope == 0:  # too fast to be told from nothing
+        slope = 1.0
     return np.array([intercept, slope, slope, 0.0])
 
 

@@ -21,7 +21,7 @@ from autocompress.baseline import Baseline, Data
 from autocompress.compress.activations import quantize_activations
 from autocompress.compress.calibrate import observe_activations
 from autocompress.compress.channels import prune
-from autocompress.compress.repair import repair
+from autocompress.compress.repair import repair_weights
 from autocompress.compress.weights import compress_weights
 from autocompress.errors import AutocompressError, InputError, TaskError
 from autocompress.folder import write_whole
@@ -186,7 +186,7 @@ def _student(option: Option, model: nn.Module, inputs: Tensor) -> nn.Module:
     keep = {name: round(_channels(student, name) * (1 - share)) for name, share in policy.channel_sparsity.items()}
     kept = prune(student, keep, policy.importance, inputs[:_EXAMPLE])
     compress_weights(student, policy.layers)
-    repair(student, model, kept, inputs)
+    repair_weights(student, model, kept, inputs)
     if option.what == "activation_bits":
         student = quantize_activations(student, [option.name])
         with _batch_norms_re_estimated(student):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from autocompress.compress.activations import quantize_activations
 from autocompress.compress.calibrate import observe_activations, reestimate_batch_norm
 from autocompress.compress.channels import prune
-from autocompress.compress.repair import repair
+from autocompress.compress.repair import repair_weights
 from autocompress.compress.weights import compress_weights
 from autocompress.errors import unknown_name
 from autocompress.policy import Policy
@@ -37,7 +37,7 @@ def compress(
     kept = prune(student, keep, policy.importance, calibration[:_EXAMPLES], gradients)
     compress_weights(student, policy.layers)
     if policy.repair:
-        repair(student, model, kept, calibration)
+        repair_weights(student, model, kept, calibration)
     integer = [name for name, layer in policy.layers.items() if layer.activation_bits is not None]
     if integer:
         student = quantize_activations(student, integer)

@@ -45,7 +45,7 @@ class _Sample:
     outputs: Tensor
 
 
-def repair(student: nn.Module, model: nn.Module, kept: Mapping[str, Tensor], calibration: Tensor) -> None:
+def repair_weights(student: nn.Module, model: nn.Module, kept: Mapping[str, Tensor], calibration: Tensor) -> None:
     """Refits and rounds again, in place, the layers of `student` that were masked, rounded or cut.
 
     `model` is what the student was made from, `kept` the output channels left of each layer that was cut, `calibration`

@@ -57,11 +57,12 @@ class Driver(Protocol):
     def divergences(self, options: "Sequence[Option]", job: Job) -> "Iterator[tuple[Option, float | None, float]]":
         """Measures each option alone, spread over the workers: option, divergence, worker-seconds; in any order.
 
-        See `autocompress.sensitivity.divergences_of`.
+        See `autocompress.sensitivity.divergences_of`. Raises `InputError` when a function of the task fails, or a worker
+        dies over and over.
         """
 
     def costs(self, job: Job, policies: int) -> "CostTable":
-        """Measures the cost table where latency is measured; see `autocompress.profile.profile`."""
+        """Measures the cost table where latency is measured; see `autocompress.profile.profile`. Raises as `divergences`."""
 
     def run(self, search: "Search", job: Job, listener: Listener) -> None:
         """Returns when the search asks for nothing more and knows the result of every trial that was started.

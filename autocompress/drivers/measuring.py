@@ -1,7 +1,7 @@
 """What is measured before the first trial, in Ray processes: sensitivities on all workers, costs where files are timed."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -18,11 +18,11 @@ from autocompress.tables import CostTable
 
 
 class Scorer:
-    """A process that measures options."""
+    """A process that measures options. `supplies` is one reference to `Supplies`, in a list: Ray leaves it a reference."""
 
-    def __init__(self, supplies: Supplies) -> None:
-        supplies.take_place()
-        self._supplies = supplies
+    def __init__(self, supplies: list[Any]) -> None:
+        self._supplies: Supplies = cast(Any, ray.get(supplies[0]))
+        self._supplies.take_place()
 
     def score(self, options: Sequence[str]) -> list[tuple[str, float | None, float]]:
         """Option (JSON), divergence and seconds, for each of `options` (JSON)."""
@@ -44,7 +44,7 @@ def spread_divergences(
     busy: dict[Any, Any] = {}
     try:
         while chunks and len(busy) < workers:
-            worker = scorer.remote(given)
+            worker = scorer.remote([given])
             busy[worker.score.remote(chunks.pop(0))] = worker
         while busy:
             [done], _ = ray.wait(list(busy))

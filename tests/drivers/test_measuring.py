@@ -1,5 +1,9 @@
 """What is measured before the first trial: the same on both drivers, whatever becomes of a worker."""
 
+import os
+import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,9 +111,30 @@ def test_a_mistake_of_the_users_is_told_in_one_line(
     assert str(caught.value) == "the sensitivities cannot be measured: RuntimeError: a mistake in divergence and more of it"
 
 
+_SLOW = """
+class Task(ToyTask):
+    def divergence(self, outputs, reference):
+        time.sleep(0.3)
+        return super().divergence(outputs, reference)
+"""
+
+
+def test_ctrl_c_ends_the_measuring(driver: Driver, toy_baseline: Baseline, toy_data: Data, tmp_path: Path) -> None:
+    job = _job(tmp_path, replace(toy_baseline), toy_data, _SLOW)
+    heard = driver.divergences(_some(toy_baseline), job)
+    next(heard)
+    presser = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    presser.start()
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        list(heard)
+    presser.join()
+    assert time.monotonic() - begin < 5
+
+
 def test_costs_are_those_of_the_target(driver: Driver, toy_baseline: Baseline, toy_data: Data, tmp_path: Path) -> None:
     job = _job(tmp_path, toy_baseline, toy_data)
-    table = driver.costs(job, 2)
+    table = driver.costs(job, 3)
     assert table.target == job.experiment.target
     assert [layer.name for layer in table.layers] == [layer.name for layer in toy_baseline.layers]
-    assert table.size_error.policies == 2
+    assert table.size_error.policies == 3

@@ -61,6 +61,7 @@ def run_trial(
     timer: Timer | None = None,
     rungs: Sequence[float] = RUNGS,
     screened: bool = False,
+    keep_student: bool = True,
     checkpoint: bytes | None = None,
     refit_of: int | None = None,
 ) -> TrialResult:
@@ -82,6 +83,7 @@ def run_trial(
         timer=timer,
         rungs=rungs,
         screened=screened,
+        keep_student=keep_student,
         checkpoint=checkpoint,
     )
     reached: list[Rung] = []
@@ -120,11 +122,13 @@ def trial_rungs(
     timer: Timer | None = None,
     rungs: Sequence[float] = RUNGS,
     screened: bool = False,
+    keep_student: bool = True,
     checkpoint: bytes | None = None,
 ) -> Generator[Rung, None, TrialResult]:
     """A trial that pauses at every rung: yields it, and returns the result.
 
-    `data` holds the train and validation splits, `folder` is where ``model.onnx``, ``policy.json`` and the checkpoint go.
+    `data` holds the train and validation splits, `folder` is where ``model.onnx`` and ``policy.json`` go, and with
+    `keep_student` the checkpoint.
     `timer` times an exported file; without one it is timed in this process, while nothing else on this machine trains.
     `rungs` are shares of the fine-tuning steps. With `screened` the file is exported and measured at the first rung
     already, for who stops bad trials there. `checkpoint` is that of another trial of a policy that differs in fine-tuning
@@ -173,7 +177,8 @@ def trial_rungs(
         with clock.stage("evaluate"):
             accuracy = _score(file, task, target, data, lane, expected=max(rung.accuracy for rung in reached))
         metrics = {**measured(file, student), "accuracy": accuracy}
-        write_whole(folder / CHECKPOINT, _checkpoint(student))
+        if keep_student:
+            write_whole(folder / CHECKPOINT, _checkpoint(student))
         write_whole(folder / "model.onnx", file)
         write_whole(folder / "policy.json", policy.to_json(indent=1))
     except InputError:  # nothing that another policy could avoid

@@ -87,6 +87,17 @@ def test_budgets_of_bytes_and_time_are_met_together(
     assert prior.latency_ms(policy) <= ms * (1 + 1e-9)
 
 
+def test_both_budgets_are_met_by_a_layer_that_gives_up_its_floats() -> None:
+    """Size alone would never ask for that."""
+    table = changed(made_sensitivity(vgg(), MENU), lambda option, value: 5.0 if option.what == "activation_bits" else value)
+    prior = prior_of(vgg(), table)
+    size, ms = at(prior, 0.1), prior.reach.latency_ms[1] * 1.3
+    assert prior.latency_ms(prior.solve(size)) > ms
+    policy = prior.solve(size, ms)
+    assert prior.size_bytes(policy) <= size
+    assert prior.latency_ms(policy) <= ms
+
+
 @given(nets, seeds, positions)
 @settings(max_examples=15, deadline=None)
 def test_a_budget_of_time_alone_is_met(net: str, seed: int, position: float) -> None:
@@ -145,11 +156,19 @@ def test_a_layer_ten_times_as_sensitive_gets_more_bits() -> None:
 
 def test_sparsity_that_counts_more_is_used_less() -> None:
     prior = made("resnet20")
-    budget = at(prior, 0.5)
-    removed = [
-        sum(prior.solve(budget, leaning=Leaning(sparsity_trade=trade)).channel_sparsity.values()) for trade in (0.25, 1.0, 4.0)
-    ]
-    assert removed[0] > removed[1] > removed[2]
+    policies = [prior.solve(at(prior, 0.4), leaning=Leaning(sparsity_trade=trade)) for trade in (0.25, 1.0, 4.0)]
+    channels = [sum(policy.channel_sparsity.values()) for policy in policies]
+    assert channels[0] > channels[1] > channels[2]
+    without_groups = resnet20().model_copy(update={"groups": ()})
+    alone = prior_of(without_groups, of_layers(made_sensitivity(resnet20(), MENU)))
+    policies = [alone.solve(at(alone, 0.7), leaning=Leaning(sparsity_trade=trade)) for trade in (0.25, 1.0, 4.0)]
+    zeros = [sum(how.weight_sparsity for how in policy.layers.values()) for policy in policies]
+    assert zeros[0] > zeros[1] > zeros[2]
+
+
+def of_layers(sensitivity: Sensitivity) -> Sensitivity:
+    entries = tuple(entry for entry in sensitivity.entries if entry.option.what != "channel_sparsity")
+    return sensitivity.model_copy(update={"entries": entries})
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
@@ -383,13 +402,14 @@ def test_what_is_searched_is_neither_lossless_nor_lost(net: str) -> None:
 # --- against the best there is
 
 
-def best_of_all(layers: Layers, sensitivity: Sensitivity, budget: float) -> float:
-    """The least summed divergence of all policies within the budget: every combination, by the tables alone."""
+def best_of_all(layers: Layers, sensitivity: Sensitivity, budget: float, ms: float = math.inf) -> float:
+    """The least summed divergence of all policies within the budgets: every combination, by the tables alone."""
     costs = made_costs(layers, TARGET)
     counts = [[0.0, *channel_shares(group.channels, 8)] for group in layers.groups]
     forms = [
         LayerPolicy(weight_bits=bits, activation_bits=8, weight_sparsity=z) for bits in range(2, 9) for z in (0.0, *SPARSITIES)
     ]
+    integers = {layer.name: forms[0] for layer in layers}
     least = math.inf
     for shares in itertools.product(*counts):
         policy = Policy(channel_sparsity={group.name: share for group, share in zip(layers.groups, shares, strict=True)})
@@ -399,6 +419,8 @@ def best_of_all(layers: Layers, sensitivity: Sensitivity, budget: float) -> floa
             for name, share in policy.channel_sparsity.items()
             if share
         )
+        if costs.latency_ms(policy.model_copy(update={"layers": integers}), layers) > ms:
+            continue  # the form of the weights changes no time
         size, divergence = np.zeros(1) + costs.rest_bytes, np.zeros(1) + of_cuts
         for layer in layers:
             its = [costs.layer_bytes(layer.name, *widths[layer.name], form) for form in forms]
@@ -424,7 +446,11 @@ def test_as_good_as_the_best_of_all_policies_of_a_tiny_network(seed: int) -> Non
     prior = prior_of(LAYERS, sensitivity)
     for position in (0.25, 0.5, 0.75):
         budget = at(prior, position)
-        assert prior.divergence(prior.solve(budget)) <= best_of_all(LAYERS, sensitivity, budget) * (1 + TOLERANCE)
+        alone = prior.solve(budget)
+        assert prior.divergence(alone) <= best_of_all(LAYERS, sensitivity, budget) * (1 + TOLERANCE)
+        ms = 0.8 * prior.latency_ms(alone)
+        both = prior.solve(budget, ms)
+        assert prior.divergence(both) <= best_of_all(LAYERS, sensitivity, budget, ms) * (1 + TOLERANCE)
 
 
 # --- tables and speed

@@ -28,6 +28,7 @@ class Supplies:
     threads: int
     rungs: tuple[float, ...]
     halving: bool
+    refits: bool
     baseline: Baseline
     data: Data
 
@@ -39,6 +40,7 @@ class Supplies:
             threads=job.threads,
             rungs=job.experiment.rungs,
             halving=job.experiment.halving is not None,
+            refits=job.experiment.refit is not None,
             baseline=job.baseline,
             data=job.data,
         )

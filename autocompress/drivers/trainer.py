@@ -82,6 +82,7 @@ class Trainer(tune.Trainable):
                 timer=remote_timer(self._lane, self._baseline_file),
                 rungs=self._supplies.rungs,
                 screened=self._supplies.halving and config["refit_of"] is None,
+                keep_student=self._supplies.refits and config["refit_of"] is None,
                 checkpoint=self._checkpoint_of(config["refit_of"]),
             )
         )

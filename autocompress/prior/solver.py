@@ -59,30 +59,46 @@ def solve(network: Weighed, budgets: Budgets, weight: float | None = None) -> St
     if not by_size and not math.isfinite(budgets.ms):
         return _improved(network, network.mildest, budgets, _FREE)
     weight = (0.0 if by_size else 1.0) if weight is None else weight
-    low, high = (min(weight, 1 - _LEAST_WEIGHT), 1.0) if by_size else (0.0, max(weight, _LEAST_WEIGHT))
-    at = low if by_size else high
+    beside = _FREE
     found: list[State] = []
-    beside: Prices | None = None
+    for turn, sides in enumerate(_turns(network, budgets, weight)):
+        if turn == 0:
+            prices = sides.prices
+            beside = Prices(0.0, prices.ms * (weight > 0)) if by_size else Prices(prices.size * (weight < 1), 0.0)
+        both = sides.within, _lowered(network, sides.beyond, budgets)
+        found += [_improved(network, state, budgets, beside) for state in both if state is not None]
+    if not found:
+        state = least(network, budgets, size=by_size)
+        return _improved(network, state, budgets, beside) if budgets.met_by(network.worth(state)) else None
+    return min(found, key=lambda state: beside.of(network.worth(state)))
+
+
+def _turns(network: Weighed, budgets: Budgets, weight: float) -> Iterator[_Sides]:
+    """The sides at the given weight of time; where another budget is the tighter one, also at weights that suit both."""
+    by_size = math.isfinite(budgets.size)
+    low, high = _span(budgets, weight)
+    first = at = low if by_size else high
     for _ in range(_TURNS):
         sides = _sides(network, budgets, at)
-        if sides is None:
-            break
-        if beside is None:
-            beside = Prices(0.0, sides.prices.ms * (weight > 0)) if by_size else Prices(sides.prices.size * (weight < 1), 0.0)
-        for state in (sides.within, _lowered(network, sides.beyond, budgets)):
-            if state is not None:
-                found.append(_improved(network, state, budgets, beside))
-        worth = network.worth(sides.within)
-        time_is_tighter = worth.ms / budgets.ms > worth.size / budgets.size
-        balanced = abs(worth.ms / budgets.ms - worth.size / budgets.size) < _BALANCED
-        if balanced or (time_is_tighter != by_size and at == (low if by_size else high)):
-            break
+        time_is_tighter = by_size
+        if sides is not None:
+            yield sides
+            worth = network.worth(sides.within)
+            of_time, of_size = worth.ms / budgets.ms, worth.size / budgets.size
+            time_is_tighter = of_time > of_size
+            if abs(of_time - of_size) < _BALANCED or (at == first and time_is_tighter != by_size):
+                return
         low, high = (at, high) if time_is_tighter else (low, at)
         at = (low + high) / 2
-    if beside is None:
-        return None
-    costs = [beside.of(network.worth(state)) for state in found]
-    return found[int(np.argmin(costs))]
+
+
+def _span(budgets: Budgets, weight: float) -> tuple[float, float]:
+    """The weights of time that may be needed to meet the budgets: from the given one on, or up to it."""
+    if math.isinf(budgets.ms):
+        return min(weight, 1 - _LEAST_WEIGHT), 1.0
+    if math.isinf(budgets.size):
+        return 0.0, max(weight, _LEAST_WEIGHT)
+    return min(max(weight, _LEAST_WEIGHT), 1 - _LEAST_WEIGHT), 1.0
 
 
 def least(network: Weighed, budgets: Budgets, *, size: bool) -> State:

@@ -97,10 +97,14 @@ class FrontFile:
 
     def __init__(self, folder: RunFolder, experiment: Experiment, baseline: dict[str, float]) -> None:
         self._folder = folder
-        self._experiment = experiment
+        self._objectives = experiment.parsed_objectives
+        self._limits = experiment.parsed_limits
         self._baseline = baseline
         self._results = folder.results()
+        self._refitted = any(result.refit_of is not None for result in self._results)
         self._before = read_front(folder) if folder.front_json.exists() else None
+        self._front = self._front_of(self._results)
+        self._is_stored = False
 
     def started(self, asked: Asked) -> None:
         """Nothing changes."""
@@ -110,14 +114,31 @@ class FrontFile:
 
     def finished(self, result: TrialResult) -> None:
         self._results.append(result)
-        self.write()
+        self._refitted = self._refitted or result.refit_of is not None
+        # The front of the front and one more is the front of all, but for seeds of one trial, which are judged together.
+        known = self._results if self._refitted else (*self._front.members, *self._front.nearest, result)
+        front = self._front_of(known)
+        if not self._is_stored or _numbers(front) != _numbers(self._front):
+            self._store(front)
+        self._front = front
 
     def write(self) -> ParetoFront:
         """Stores and returns the front of all results so far."""
-        experiment, before = self._experiment, self._before
-        front = ParetoFront.of(self._results, experiment.parsed_objectives, experiment.parsed_limits, self._baseline)
-        if before is not None:
+        return self._store(self._front_of(self._results))
+
+    def _front_of(self, results: Sequence[TrialResult]) -> ParetoFront:
+        return ParetoFront.of(results, self._objectives, self._limits, self._baseline)
+
+    def _store(self, front: ParetoFront) -> ParetoFront:
+        if (before := self._before) is not None:
             known = {member.number: before.test[member.number] for member in front.members if member.number in before.test}
             front = front.model_copy(update={"test": known, "baseline_test": before.baseline_test})
         write_whole(self._folder.front_json, front.to_json(indent=1))
+        self._is_stored = True
         return front
+
+
+def _numbers(front: ParetoFront) -> tuple[object, ...]:
+    """What two fronts of one search differ in, if they differ."""
+    members, nearest = ([result.number for result in results] for results in (front.members, front.nearest))
+    return members, nearest, front.spread, front.doubtful

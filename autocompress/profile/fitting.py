@@ -59,7 +59,7 @@ def fit(costs: Sequence[LayerCosts], found: Sequence[Use], points: Sequence[Poin
             | {
                 "codes": Beside(layer=of_codes, channel=layer.codes.channel),
                 "integer": Beside(layer=of_integers, channel=layer.integer.channel),
-                "int8_ms": tuple(tuple(ms * integer_slope / slope for ms in row) for row in layer.int8_ms),
+                "int8_ms": tuple(tuple(ms * (integer_slope / slope) for ms in row) for row in layer.int8_ms),
                 "border_ms": border * numbers[layer.name],
             }
         )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from autocompress.runtimes.onnx_pack import bits_needed, pack
+from autocompress.runtimes.onnx_pack import bits_needed, forms, pack
 from autocompress.runtimes.onnx_slim import IR_VERSION, OPSET
 from autocompress.student import largest_code
 
@@ -103,6 +103,24 @@ def test_fewer_bits_and_more_zeros_never_take_more_bytes(bits: int, zeros: float
 
     assert size(bits - 1, zeros) <= size(bits, zeros)
     assert size(bits, min(zeros + 0.1, 0.99)) <= size(bits, zeros)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("zeros", [0.0, 0.4, 0.85])
+def test_forms_tell_the_bytes_of_any_tensor(bits: int, zeros: float) -> None:
+    """They are those of a wide tensor with many zeros, and hold for narrow ones and for other shares of zeros."""
+    known = forms(codes_of(bits, (64, 32, 3, 3), zeros=0.85))
+    for shape in ((64, 32, 3, 3), (16, 8, 3, 3), (8, 3, 3, 3)):
+        codes = codes_of(bits, shape, zeros)
+        nonzero = int((codes != 0).sum())
+        smallest = min(form.fixed + form.number * codes.size + form.nonzero * nonzero for form in known)
+        stored = len(pack(holder(codes)).SerializeToString()) - len(holder(codes[:0]).SerializeToString())
+        assert stored == pytest.approx(smallest, rel=0.01, abs=100)  # what several tensors share is not told
+
+
+def test_forms_that_are_never_the_smallest_are_left_out() -> None:
+    dense = [form.number for form in forms(codes_of(3, (16, 8, 3, 3))) if not form.nonzero]
+    assert sorted(dense) == [3 / 8, 4 / 8, 1]  # 5, 6 and 7 bits take more bytes than 4, and more nodes
 
 
 def test_bits_needed() -> None:

@@ -1,12 +1,9 @@
 """One trial: compress, fine-tune, export, measure. Knows neither Ray nor Optuna nor MLflow."""
 
-import os
-import platform
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from importlib.metadata import version
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -27,8 +24,9 @@ from autocompress.lane import Lane
 from autocompress.measure import Timer, download_bytes, measure_latency, score, size_bytes
 from autocompress.policy import Policy
 from autocompress.probe import cost
-from autocompress.result import Environment, Rung, Status, TrialResult
+from autocompress.result import Rung, Status, TrialResult
 from autocompress.runtimes import runtime_of
+from autocompress.runtimes.machine import environment
 from autocompress.target import Target
 from autocompress.task import Task
 
@@ -203,17 +201,6 @@ def trial_rungs(
     )
 
 
-def environment() -> Environment:
-    """This machine and the versions that matter to a measurement."""
-    return Environment(
-        cpu=_cpu_name(),
-        cores=os.cpu_count() or 1,
-        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        python=platform.python_version(),
-        versions={name: version(name) for name in ("autocompress", "torch", "onnx", "onnxruntime", "torch-pruning")},
-    )
-
-
 def _measure(
     file: bytes,
     student: nn.Module,
@@ -332,13 +319,3 @@ class _Clock:
 def _one_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else 'no message'}"
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
-    )
-    return names[0] if names else platform.processor() or platform.machine()

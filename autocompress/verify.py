@@ -19,9 +19,9 @@ from autocompress.measure import checked_score, download_bytes
 from autocompress.noun import Noun
 from autocompress.opened import open_run
 from autocompress.result import Environment
+from autocompress.runtimes.machine import environment
 from autocompress.target import Target
 from autocompress.task import Array, Task
-from autocompress.trial import environment
 
 MODEL, POLICY, CLAIMS, README = "model.onnx", "policy.json", "verify.json", "README.txt"
 

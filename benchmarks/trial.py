@@ -34,9 +34,10 @@ from autocompress.fast import in_fast_layout
 from autocompress.finetune import evaluate, training_steps
 from autocompress.lane import Lane
 from autocompress.policy import Distill, Finetune, LayerPolicy, Policy
+from autocompress.runtimes.machine import environment
 from autocompress.target import Target
 from autocompress.task import Task
-from autocompress.trial import environment, run_trial
+from autocompress.trial import run_trial
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = {"MNIST VGG": "mnist_vgg", "CIFAR-10 ResNet-20": "cifar10_resnet20"}

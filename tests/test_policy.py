@@ -262,3 +262,13 @@ def test_a_policy_in_words(policy: Policy, words: str) -> None:
 def test_every_policy_has_words(drawn: tuple[str, Policy]) -> None:
     net, policy = drawn
     assert "steps" in policy.describe(NETS[net]) or "no fine-tuning" in policy.describe(NETS[net])
+
+
+def test_a_changed_copy_forgets_what_was_worked_out_for_the_original() -> None:
+    layers = vgg()
+    first = layers.layers[0]
+    assert layers.layer(first.name) == first
+    renamed = layers.model_copy(update={"layers": (first.model_copy(update={"name": "other"}),)})
+    assert renamed.layer("other").name == "other"
+    with pytest.raises(UnknownNameError):
+        renamed.layer(first.name)

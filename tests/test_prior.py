@@ -87,6 +87,18 @@ def test_budgets_of_bytes_and_time_are_met_together(
     assert prior.latency_ms(policy) <= ms * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("net", ["vgg", "resnet20", "chain"])
+def test_with_both_budgets_nothing_better_is_found_by_leaning_towards_time(net: str) -> None:
+    """Whatever meets both of them by chance is no better than what was made to."""
+    prior = made(net)
+    for position in (0.2, 0.35, 0.5):
+        size = at(prior, position)
+        others = [prior.solve(size, leaning=Leaning(latency_weight=weight / 10)) for weight in range(11)]
+        for other in others:
+            both = prior.solve(size, prior.latency_ms(other))
+            assert prior.divergence(both) <= prior.divergence(other) * (1 + TOLERANCE)
+
+
 def test_both_budgets_are_met_by_a_layer_that_gives_up_its_floats() -> None:
     """Size alone would never ask for that."""
     table = changed(made_sensitivity(vgg(), MENU), lambda option, value: 5.0 if option.what == "activation_bits" else value)
@@ -156,7 +168,7 @@ def test_a_layer_ten_times_as_sensitive_gets_more_bits() -> None:
 
 def test_sparsity_that_counts_more_is_used_less() -> None:
     prior = made("resnet20")
-    policies = [prior.solve(at(prior, 0.4), leaning=Leaning(sparsity_trade=trade)) for trade in (0.125, 1.0, 4.0)]
+    policies = [prior.solve(at(prior, 0.5), leaning=Leaning(sparsity_trade=trade)) for trade in (0.125, 1.0, 4.0)]
     channels = [sum(policy.channel_sparsity.values()) for policy in policies]
     assert channels[0] > channels[1] > channels[2]
     without_groups = resnet20().model_copy(update={"groups": ()})

@@ -39,6 +39,7 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
     assert printed.splitlines()[-1] == ".venv/bin/autocompress search experiments/mnist_vgg.py"
 
 
+@pytest.mark.timeout(900)
 def test_every_command_works(tmp_path: Path) -> None:
     typed = [command for command in commands() if command.startswith("autocompress ")]
     assert [shlex.split(command)[1] for command in typed] == [

@@ -18,17 +18,22 @@ from autocompress.tables import CostTable
 
 
 class Scorer:
-    """A process that measures options. `supplies` is one reference to `Supplies`, in a list: Ray leaves it a reference."""
+    """A process that measures options.
 
-    def __init__(self, supplies: list[Any]) -> None:
-        self._supplies: Supplies = cast(Any, ray.get(supplies[0]))
-        self._supplies.take_place()
+    A reference to `Supplies` comes with each call, in a list so that Ray leaves it one: a process that is begun again
+    starts without arguments.
+    """
 
-    def score(self, options: Sequence[str]) -> list[tuple[str, float | None, float]]:
+    def __init__(self) -> None:
+        self._supplies: Supplies | None = None
+
+    def score(self, options: Sequence[str], supplies: list[Any]) -> list[tuple[str, float | None, float]]:
         """Option (JSON), divergence and seconds, for each of `options` (JSON)."""
+        if self._supplies is None:
+            self._supplies = cast(Supplies, ray.get(supplies[0]))
+            self._supplies.take_place()
         work = self._supplies
-        todo = [Option.from_json(option) for option in options]
-        measured = divergences_of(todo, work.task, work.baseline, work.data)
+        measured = divergences_of([Option.from_json(option) for option in options], work.task, work.baseline, work.data)
         return [(option.to_json(), divergence, seconds) for option, divergence, seconds in measured]
 
 
@@ -37,21 +42,21 @@ def spread_divergences(
 ) -> Iterator[tuple[Option, float | None, float]]:
     """See `Driver.divergences`. A worker that dies is replaced; one that dies twice of the same options ends it all."""
     chunks = _chunks(options)
-    given = ray.put(supplies)
+    given = [ray.put(supplies)]
     scorer: Any = ray.remote(Scorer).options(
         num_cpus=experiment.cpus_per_trial, num_gpus=experiment.gpus_per_trial, max_restarts=-1, max_task_retries=1
     )
     busy: dict[Any, Any] = {}
     try:
         while chunks and len(busy) < workers:
-            worker = scorer.remote([given])
-            busy[worker.score.remote(chunks.pop(0))] = worker
+            worker = scorer.remote()
+            busy[worker.score.remote(chunks.pop(0), given)] = worker
         while busy:
             [done], _ = ray.wait(list(busy))
-            worker = busy.pop(done)
             measured = _got(done, "the sensitivities")
+            worker = busy.pop(done)
             if chunks:
-                busy[worker.score.remote(chunks.pop(0))] = worker
+                busy[worker.score.remote(chunks.pop(0), given)] = worker
             else:
                 ray.kill(worker)  # one that is begun again elsewhere may be waiting for its place
             yield from ((Option.from_json(option), divergence, seconds) for option, divergence, seconds in measured)

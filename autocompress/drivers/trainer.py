@@ -18,8 +18,9 @@ from autocompress.drivers.timing import remote_timer
 from autocompress.errors import TrialError
 from autocompress.policy import Policy
 from autocompress.result import Rung, TrialResult
+from autocompress.runtimes.machine import environment
 from autocompress.target import Target
-from autocompress.trial import CHECKPOINT, environment, trial_rungs
+from autocompress.trial import CHECKPOINT, trial_rungs
 
 _SHELF_SECONDS = 300.0
 

@@ -14,7 +14,7 @@ import numpy as np
 from autocompress.prior.network import Floats
 from autocompress.prior.weighed import Changes, Prices, State, Weighed, Worth
 
-# Bytes and time keep that share of the weight at least: a budget of the one cannot be met by prices on the other alone.
+# What has a budget keeps that share of the weight at least: it cannot be met by prices on the other alone.
 _LEAST_WEIGHT = 0.05
 _FIRST_PRICE = 0.01  # of the largest divergence
 _FACTOR = 8.0
@@ -76,7 +76,7 @@ def solve(network: Weighed, budgets: Budgets, weight: float | None = None) -> St
 def _turns(network: Weighed, budgets: Budgets, weight: float) -> Iterator[_Sides]:
     """The sides at the given weight of time; where another budget is the tighter one, also at weights that suit both."""
     by_size = math.isfinite(budgets.size)
-    low, high = _span(budgets, weight)
+    low, high = (min(weight, 1 - _LEAST_WEIGHT), 1.0) if by_size else (0.0, max(weight, _LEAST_WEIGHT))
     first = at = low if by_size else high
     for _ in range(_TURNS):
         sides = _sides(network, budgets, at)
@@ -90,15 +90,6 @@ def _turns(network: Weighed, budgets: Budgets, weight: float) -> Iterator[_Sides
                 return
         low, high = (at, high) if time_is_tighter else (low, at)
         at = (low + high) / 2
-
-
-def _span(budgets: Budgets, weight: float) -> tuple[float, float]:
-    """The weights of time that may be needed to meet the budgets: from the given one on, or up to it."""
-    if math.isinf(budgets.ms):
-        return min(weight, 1 - _LEAST_WEIGHT), 1.0
-    if math.isinf(budgets.size):
-        return 0.0, max(weight, _LEAST_WEIGHT)
-    return min(max(weight, _LEAST_WEIGHT), 1 - _LEAST_WEIGHT), 1.0
 
 
 def least(network: Weighed, budgets: Budgets, *, size: bool) -> State:

@@ -31,6 +31,12 @@ class Task(ToyTask):
             once.unlink(missing_ok=True)
             os.kill(os.getpid(), signal.SIGKILL)
         return super().loss(outputs, targets)
+
+    def divergence(self, outputs, reference):
+        if (HERE / "sensing").exists():
+            (HERE / "sensing").unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().divergence(outputs, reference)
 """
 
 
@@ -145,6 +151,7 @@ import sys
 from pathlib import Path
 from autocompress.baseline import load_data, make_baseline
 from autocompress.drivers.tune import TuneDriver
+from autocompress.option import options
 from autocompress.target import Target
 from autocompress.testing import ToyTask
 from tests.drivers.searching import Ear, search_of
@@ -152,8 +159,15 @@ from tests.drivers.searching import Ear, search_of
 file, task = Path(sys.argv[1]), ToyTask()
 search, job = search_of(file, make_baseline(task, Target(), file.parent / "baseline", seed=0), load_data(task))
 before = dict(os.environ)
-ear = Ear(search)
-TuneDriver(concurrency=1).run(search, job, ear)
+ear, driver = Ear(search), TuneDriver(concurrency=1)
+with driver.session(job):
+    (file.parent / "sensing").touch()
+    wanted = options(job.baseline.layers, job.experiment.target.menu)[:4]
+    assert len(list(driver.divergences(wanted, job))) == 4
+    given_up = driver.divergences(wanted, job)
+    next(given_up)
+    given_up.close()
+    driver.run(search, job, ear)
 assert [result.status for result in search.results] == ["failed", "complete"], search.results
 assert [event for event in ear.heard if event[0] != "rung"] == [
     ("started", 0), ("finished", 0), ("started", 1), ("finished", 1)

@@ -74,7 +74,8 @@ def measured(wanted: Sequence[Option], task: ToyTask, baseline: Baseline, data: 
 
 def plain(option: Option, task: ToyTask, baseline: Baseline, data: Data) -> float:
     """Everything anew, of the whole network, and one thing after another: re-estimate, compress, compare."""
-    inputs = torch.tensor(data["train"][0])
+    # In the order in which they are drawn: repair samples places by their order.
+    inputs = torch.tensor(data["train"][0])[np.random.default_rng(0).permutation(len(data["train"][0]))]
     model = baseline.model(task)
     reestimate_batch_norm(model, inputs)
     student = compress(model, option.policy(), inputs)

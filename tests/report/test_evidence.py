@@ -1,7 +1,6 @@
 import io
 import json
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
@@ -200,16 +199,14 @@ def test_figures_that_are_not_finite_do_not_break_the_page(tmp_path: Path) -> No
     assert [None, "weights in 3 bits"] in data["sensitive"]["cells"][2]
 
 
-def test_a_long_search_with_rivals_is_drawn_in_seconds(tmp_path: Path) -> None:
+def test_a_long_search_with_rivals_is_thinned_out(tmp_path: Path) -> None:
     results = made_many(1000)
     folder = made_folder(tmp_path / "run", results)
     for seed, rival in enumerate(("uniform", "random", "tpe")):
         made_folder(folder.baselines / rival, made_many(1000, seed=seed + 1))
     front = made_front(results)
     folder.front_json.write_text(front.to_json())
-    begun = time.monotonic()
     write_report(folder, front, results, LAYERS, title="long")
-    assert time.monotonic() - begun < 30
     assert max(len(curve["seconds"]) for curve in data_in(folder)["worth"]["curves"]) < 400
     assert (folder.path / "front.html").stat().st_size < 6_500_000
 

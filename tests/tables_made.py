@@ -29,14 +29,14 @@ def made_sensitivity(layers: Layers, menu: Menu, *, seed: int = 0, noise: float 
     return Sensitivity(key="made", divergence="KL of the outputs, nats", examples=256, seconds=1.0, entries=tuple(entries))
 
 
-def made_costs(layers: Layers, target: Target, *, intercept_ms: float = 0.02) -> CostTable:
+def made_costs(layers: Layers, target: Target, *, border_ms: float = 0.0) -> CostTable:
     """Bytes as the packed forms take them; 100 multiply-accumulates a nanosecond in floats, 300 in integers."""
     return CostTable(
         target=target,
         environment=Environment(cpu="made", cores=2, python="3.11", versions={}),
-        layers=tuple(_layer_costs(layer, target.menu) for layer in layers),
+        layers=tuple(_layer_costs(layer, target.menu, border_ms) for layer in layers),
         rest_bytes=2000.0,
-        intercept_ms=intercept_ms,
+        intercept_ms=0.02,
         slope=1.0,
         size_error=_ERROR,
         latency_error=_ERROR,
@@ -56,7 +56,7 @@ def _divergence(option: Option) -> float:
             return 2.0 * 0.25**8 + 1e-4
 
 
-def _layer_costs(layer: Layer, menu: Menu) -> LayerCosts:
+def _layer_costs(layer: Layer, menu: Menu, border_ms: float) -> LayerCosts:
     outputs, inputs = layer.weight_shape[:2]
     weights = math.prod(layer.weight_shape)
     grid_in, grid_out = _grid(inputs), _grid(outputs)
@@ -69,6 +69,7 @@ def _layer_costs(layer: Layer, menu: Menu) -> LayerCosts:
         outputs=grid_out,
         float_ms=float_ms,
         int8_ms=int8_ms if 8 in menu.activation_bits else (),
+        border_ms=border_ms,
         weights=weights,
         storage=tuple(_storage(bits, shares) for bits in {*menu.weight_bits, None}),
         floats=Beside(layer=60.0, channel=4.0),

@@ -139,7 +139,7 @@ def test_a_second_budget_never_costs_less_divergence(net: str, seed: int, positi
 
 
 @given(st.sampled_from(["vgg", "resnet20"]), seeds, positions, st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_what_is_more_sensitive_is_treated_more_gently(net: str, seed: int, position: float, data: st.DataObject) -> None:
     """By the divergence that its options were measured with: of the best policies that is a law."""
     layers = NETS[net]()
@@ -293,6 +293,35 @@ def test_a_layer_whose_activations_are_dear_to_round_keeps_floats_while_time_per
     assert fastest.layers["conv2"].activation_bits == 8
 
 
+@given(positions, positions, st.sets(st.sampled_from([layer.name for layer in vgg()])))
+@settings(max_examples=25, deadline=None)
+def test_borders_between_floats_and_integers_are_part_of_the_time(position: float, other: float, dear: set[str]) -> None:
+    table = changed(
+        made_sensitivity(vgg(), MENU),
+        lambda option, value: 5.0 if option.what == "activation_bits" and option.name in dear else value,
+    )
+    costs = made_costs(vgg(), TARGET, border_ms=0.01)
+    prior = Prior(vgg(), TARGET, table, costs)
+    slowest, fastest = prior.latency_ms(prior.solve()), prior.reach.latency_ms[1]
+    ms = slowest * math.pow(fastest / slowest, position)
+    for policy in (prior.solve(latency_ms=ms), prior.solve(at(prior, other / 2), ms)):
+        assert prior.latency_ms(policy) <= ms * (1 + 1e-9)
+
+
+def test_a_single_float_layer_is_not_worth_its_borders() -> None:
+    """Rounding is worth something to save the time of a layer, more to save that of its borders too."""
+    cheap, dear = (
+        Prior(vgg(), TARGET, table, made_costs(vgg(), TARGET, border_ms=border))
+        for border in (0.0, 0.5)
+        for table in [changed(made_sensitivity(vgg(), MENU), lambda option, value: value + 1e-2 * (option == HEAD_ROUNDED))]
+    )
+    assert cheap.solve().layers["head"].activation_bits is None
+    assert dear.solve().layers["head"].activation_bits == 8
+
+
+HEAD_ROUNDED = Option(what="activation_bits", name="head", value=8)
+
+
 def test_activations_that_cannot_be_rounded_stay_floats() -> None:
     table = changed(made_sensitivity(vgg(), MENU), lambda option, value: None if option.what == "activation_bits" else value)
     policy = prior_of(vgg(), table).solve(10_000)
@@ -323,7 +352,7 @@ def test_policies_are_on_the_menu(menu: Menu, monkeypatch: pytest.MonkeyPatch) -
 
 
 @given(st.sampled_from(["vgg", "resnet20", "chain"]), positions, st.none() | positions, leanings)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_every_policy_keeps_to_the_limits(net: str, position: float, other: float | None, leaning: Leaning) -> None:
     prior = limited(net)
     ms = None if other is None else prior.reach.latency_ms[0] * (1 - other / 2)

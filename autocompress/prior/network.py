@@ -22,8 +22,8 @@ Counts = NDArray[np.int64]
 _Measured = dict[tuple[What, str], dict[float, float | None]]
 
 STAGES = 3
-# A float layer among integer ones costs about that share of the time beside its own: numbers change their form twice.
-_BORDER = 0.02
+# What saves a smaller share of the time than that is taken to save as much: tables are not more exact.
+_LEAST_SAVING = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,8 +109,9 @@ def network(layers: Layers, menu: Menu, sensitivity: Sensitivity, costs: CostTab
     place_of = {layer.name: place for place, layer in enumerate(layers)}
     cuts = tuple(_cut(group, measured.get(("channel_sparsity", group.name), {}), menu, place_of) for group in layers.groups)
     forms = [_forms(layer, menu, measured, bool(costs.layer(layer.name).int8_ms)) for layer in layers]
+    borders = _borders(layers, forms, costs)
     parts = tuple(
-        _part(layer, forms[place], costs, cuts, layers.groups, place * STAGES // len(layers))
+        _part(layer, forms[place], costs, cuts, layers.groups, place * STAGES // len(layers), borders[place])
         for place, layer in enumerate(layers)
     )
     return Network(parts, cuts, costs.rest_bytes, costs.intercept_ms)
@@ -204,7 +205,9 @@ def _growing(measured: dict[float, float | None], *, widest_first: bool = False)
     return [(option, value) for (option, _), value in zip(finite, list(values)[1:], strict=True)]
 
 
-def _part(layer: Layer, forms: list[_Form], costs: CostTable, cuts: Sequence[Cut], groups: Sequence[Group], stage: int) -> Part:
+def _part(
+    layer: Layer, forms: list[_Form], costs: CostTable, cuts: Sequence[Cut], groups: Sequence[Group], stage: int, border: float
+) -> Part:
     table = costs.layer(layer.name)
     reads = tuple(place for place, group in enumerate(groups) if layer.name in group.readers)
     writes = [place for place, group in enumerate(groups) if layer.name in group.writers]
@@ -213,7 +216,9 @@ def _part(layer: Layer, forms: list[_Form], costs: CostTable, cuts: Sequence[Cut
     input_counts = _reachable(inputs, [cuts[place] for place in reads])
     output_counts = np.unique(cuts[writes[-1]].kept) if writes else np.array([outputs])
     grids = (table.float_ms, table.int8_ms or table.float_ms)
-    ms = [_filled(table.inputs, table.outputs, np.array(grid), input_counts, output_counts) for grid in grids]
+    times = [_filled(table.inputs, table.outputs, np.array(grid), input_counts, output_counts) for grid in grids]
+    ms = costs.slope * np.array(times)
+    ms[0] += border
     return Part(
         name=layer.name,
         how=tuple(form.how for form, *_ in rows),
@@ -230,7 +235,7 @@ def _part(layer: Layer, forms: list[_Form], costs: CostTable, cuts: Sequence[Cut
         writes=writes[-1] if writes else None,
         input_counts=input_counts,
         output_counts=output_counts,
-        ms=costs.slope * np.array(ms),
+        ms=ms,
         stage=stage,
     )
 
@@ -240,9 +245,24 @@ def _lines(table: LayerCosts, how: LayerPolicy) -> list[tuple[float, float, floa
     storage = next((storage for storage in table.storage if storage.bits == how.weight_bits), None)
     if storage is None:
         raise InputError(f"the cost table knows layer {table.name!r} in no {how.weight_bits} bits")
-    nonzero = 1 - float(np.interp(how.weight_sparsity, (*storage.sparsities, 1.0), (*storage.zeros, 1.0)))
     beside = table.floats if how.weight_bits is None else table.integer if how.activation_bits else table.codes
-    return [(form.fixed + beside.layer, form.number + form.nonzero * nonzero, beside.channel) for form in storage.forms]
+    return [(fixed + beside.layer, each, beside.channel) for fixed, each in storage.lines(how.weight_sparsity)]
+
+
+def _borders(layers: Layers, forms: Sequence[Sequence[_Form]], costs: CostTable) -> list[float]:
+    """What a layer that computes in floats takes beside its own time, at most: numbers change before it and after it.
+
+    Nothing where its neighbours cannot compute in integers either.
+    """
+    at = [costs.layer(layer.name).border_ms for layer in layers]
+    integer = [
+        any(form.how.activation_bits for form in of_layer) and bool(costs.layer(layer.name).int8_ms)
+        for layer, of_layer in zip(layers, forms, strict=True)
+    ]
+    pairs = range(len(at) - 1)
+    before = [0.0] + [at[place] * integer[place] for place in pairs]
+    after = [at[place] * integer[place + 1] for place in pairs] + [0.0]
+    return [one + other for one, other in zip(before, after, strict=True)]
 
 
 def _reachable(inputs: int, cuts: Sequence[Cut]) -> Counts:
@@ -271,7 +291,7 @@ def without_needless_floats(network: Network) -> Network:
     total = sum(float(times[part.kernel.argmax()]) for part, times in zip(parts, full, strict=True))
     kept = []
     for part, times in zip(parts, full, strict=True):
-        saved = max(0.0, float(times[part.kernel.argmin()] - times[part.kernel.argmax()])) / max(total, 1e-12) + _BORDER
+        saved = max(_LEAST_SAVING, float(times[part.kernel.argmin()] - times[part.kernel.argmax()]) / max(total, 1e-12))
         integer = part.kernel == 1
         dear = integer.any() and (~integer).any() and part.bits[integer].min() - part.bits[~integer].min() > rate * saved
         kept.append(part if dear or not integer.any() else part.only(integer))

@@ -1,0 +1,65 @@
+"""What the layers of a student compute and learn, and in which layout."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autocompress.student import SMALLEST_SCALE, ActivationQuantizer, StudentLayer, largest_code
+
+
+def rounded_by_hand(weight: Tensor, scale: Tensor, largest: int) -> Tensor:
+    """LSQ as the paper writes it, out of operations that know their own gradients."""
+    step = (scale * (damping := (weight[0].numel() * largest) ** -0.5) + (scale * (1 - damping)).detach()).view(-1, 1, 1, 1)
+    steps = weight / step
+    inside = steps.clamp(-largest, largest)
+    return (inside + (inside.round() - inside).detach()) * step
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_weights_and_scales_get_the_gradients_of_the_paper(bits: int) -> None:
+    layer = StudentLayer(nn.Conv2d(3, 5, 3), bits=bits)
+    assert layer.scale is not None
+    with torch.no_grad():
+        layer.layer.weight.normal_(generator=torch.Generator().manual_seed(0))
+        layer.scale.mul_(0.7)  # some weights lie beyond the grid
+    goal = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(1))
+    ours = torch.autograd.grad((layer.effective_weight() * goal).sum(), [layer.layer.weight, layer.scale])
+    by_hand = rounded_by_hand(layer.layer.weight, layer.scale, largest_code(bits))
+    theirs = torch.autograd.grad((by_hand * goal).sum(), [layer.layer.weight, layer.scale])
+    assert torch.allclose(layer.effective_weight(), by_hand, atol=1e-6)
+    assert torch.allclose(ours[0], theirs[0], atol=1e-6)
+    assert torch.allclose(ours[1], theirs[1], atol=1e-5)
+    assert bool((ours[0] == 0).any())  # there were such weights
+
+
+def test_a_scale_that_has_gone_below_zero_still_rounds() -> None:
+    layer = StudentLayer(nn.Conv2d(3, 5, 3), bits=4)
+    assert layer.scale is not None
+    with torch.no_grad():
+        layer.scale[0] = -1.0
+    weight = layer.effective_weight()
+    assert bool(weight.isfinite().all())
+    assert float(weight[0].abs().max()) <= SMALLEST_SCALE * largest_code(4)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_rounded_convolution_keeps_the_layout_of_the_network(bits: int | None, masked: bool) -> None:
+    conv = nn.Conv2d(1, 8, 3)  # one input channel: its layout shows in nothing but the strides
+    mask = torch.ones_like(conv.weight, dtype=torch.bool) if masked else None
+    layer = StudentLayer(conv, bits=bits, mask=mask).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pictures = torch.randn(4, 1, 12, 12)
+    assert conv(pictures).is_contiguous(memory_format=torch.channels_last)
+    assert layer(pictures).is_contiguous(memory_format=torch.channels_last)
+    layer(pictures).sum().backward()
+    assert conv.weight.grad is not None
+
+
+def test_activations_in_half_precision_are_rounded_on_the_same_grid() -> None:
+    quantizer = ActivationQuantizer()
+    quantizer(torch.tensor([0.0, 3.0]))
+    quantizer.observing = False
+    values = torch.linspace(-1, 4, 1000).bfloat16()
+    ours = quantizer(values)
+    assert ours.dtype is torch.bfloat16
+    assert torch.equal(ours, quantizer(values.float()).bfloat16())

@@ -42,11 +42,11 @@ class _ForwardOnly(nn.Module):
 
     class _Function(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: object, values: Tensor) -> Tensor:
+        def forward(_: object, values: Tensor) -> Tensor:
             return values * 2
 
         @staticmethod
-        def backward(ctx: object, *gradients: Tensor) -> Tensor:
+        def backward(_: object, *gradients: Tensor) -> Tensor:
             if gradients[0].dtype is torch.bfloat16:
                 raise RuntimeError("not implemented for 'BFloat16'")
             return gradients[0] * 2

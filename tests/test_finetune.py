@@ -19,7 +19,7 @@ from autocompress.lane import Lane
 from autocompress.policy import Distill, Finetune, LayerPolicy, Policy
 from autocompress.testing import ToyTask
 
-LAYERS = {name: LayerPolicy(weight_bits=4, activation_bits=8) for name in ("stem", "conv1", "conv2", "head")}
+LAYERS = {name: LayerPolicy(weight_bits=4) for name in ("stem", "conv1", "conv2", "head")}
 POLICY = Policy(layers=LAYERS, finetune=Finetune(steps=6, learning_rate=1e-3, batch_size=32), distill=Distill(hint_share=0.1))
 
 
@@ -35,6 +35,15 @@ class Flipping(ToyTask):
 
     def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         return inputs.flip(3)
+
+
+def both_of(network: torch.nn.Module, batch: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs, and what the last layer was given."""
+    given: list[Tensor] = []
+    hook = network.get_submodule("head").register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    outputs: Tensor = network(batch)
+    hook.remove()
+    return outputs, given[0]
 
 
 @pytest.fixture
@@ -69,25 +78,18 @@ def test_steps_do_what_a_bare_loop_does(
     by_hand.train()
     for picked in order.split(32)[:6]:
         batch = inputs[picked]
-        seen: dict[str, Tensor] = {}
-        for name, network in (("ours", by_hand), ("teacher", model)):
-            head = network.get_submodule("head")
-            hook = head.register_forward_pre_hook(lambda _, given, name=name: seen.update({name: given[0]}))
-            seen[f"{name} outputs"] = network(batch)
-            hook.remove()
-        loss = toy_task.loss(seen["ours outputs"], targets[picked])
-        answer: Answer = seen["teacher outputs"].detach(), seen["teacher"].detach()
-        loss = distilled_loss(loss, seen["ours outputs"], seen["ours"], answer, POLICY.distill or Distill())
+        outputs, features = both_of(by_hand, batch)
+        with torch.no_grad():
+            answer: Answer = both_of(model, batch)
+        loss = distilled_loss(toy_task.loss(outputs, targets[picked]), outputs, features, answer, POLICY.distill or Distill())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     start = compress(model, POLICY, inputs)
-    moved = [float((start.state_dict()[name] - value).abs().max()) for name, value in student.named_parameters()]
-    assert min(moved) > 0
     for (name, ours), theirs in zip(student.named_parameters(), by_hand.parameters(), strict=True):
-        gap, way = float((ours - theirs).detach().abs().max()), float((theirs - start.get_parameter(name)).detach().abs().max())
-        assert gap < 0.05 * way, name  # a rounding that falls the other way in one of two runs moves a weight a little
+        way = theirs.detach() - start.get_parameter(name).detach()
+        assert float((ours - theirs).detach().norm()) < 0.02 * float(way.norm()), name
 
 
 @pytest.mark.parametrize("hints", [0.0, 0.1])

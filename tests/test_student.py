@@ -12,7 +12,8 @@ def rounded_by_hand(weight: Tensor, scale: Tensor, largest: int) -> Tensor:
     step = (scale * (damping := (weight[0].numel() * largest) ** -0.5) + (scale * (1 - damping)).detach()).view(-1, 1, 1, 1)
     steps = weight / step
     inside = steps.clamp(-largest, largest)
-    return (inside + (inside.round() - inside).detach()) * step
+    rounded: Tensor = (inside + (inside.round() - inside).detach()) * step
+    return rounded
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -37,7 +38,7 @@ def test_a_scale_that_has_gone_below_zero_still_rounds() -> None:
     assert layer.scale is not None
     with torch.no_grad():
         layer.scale[0] = -1.0
-    weight = layer.effective_weight()
+    weight = layer.effective_weight().detach()
     assert bool(weight.isfinite().all())
     assert float(weight[0].abs().max()) <= SMALLEST_SCALE * largest_code(4)
 

@@ -36,20 +36,15 @@ def compress(
     keep = {root: _kept(student.get_submodule(root), share) for root, share in policy.channel_sparsity.items()}
     kept = prune(student, keep, policy.importance, calibration[:_EXAMPLES], gradients)
     compress_weights(student, policy.layers)
-    if policy.repair:
-        repair_weights(student, model, kept, calibration)
+    changed = bool(keep or policy.layers)
+    repaired = repair_weights(student, model, kept, calibration) if changed and policy.repair else []
     integer = [name for name, layer in policy.layers.items() if layer.activation_bits is not None]
     if integer:
         student = quantize_activations(student, integer)
-    if keep or policy.layers:
-        recalibrate(student, calibration)
+    if changed:
+        reestimate_batch_norm(student, calibration, but=repaired)
+        observe_activations(student, calibration)
     return student.eval()
-
-
-def recalibrate(student: nn.Module, calibration: Tensor) -> None:
-    """Sets batch-norm statistics, then activation ranges, to what `calibration` (n, ...) brings about."""
-    reestimate_batch_norm(student, calibration)
-    observe_activations(student, calibration)
 
 
 def _kept(layer: nn.Module, share: float) -> int:

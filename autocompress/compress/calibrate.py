@@ -1,16 +1,51 @@
 """What compression disturbs and a few batches of training data set right, without a gradient step."""
 
+from collections.abc import Collection
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from autocompress.student import ActivationQuantizer
 
+BatchNorm = nn.modules.batchnorm._BatchNorm
+
 _BATCH = 128
 
 
-def reestimate_batch_norm(model: nn.Module, inputs: Tensor) -> None:
-    """Replaces the running statistics of every batch norm by those of `inputs` (n, ...) (EagleEye: Li et al., 2020)."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+@dataclass(frozen=True)
+class NormStatistics:
+    """What a batch norm of the uncompressed network goes by, and what some examples brought there; shapes (channels,)."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    mean: Tensor
+    var: Tensor
+
+    @classmethod
+    def of(cls, norm: BatchNorm, inputs: Tensor) -> "NormStatistics":
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        return cls(norm.running_mean, norm.running_var, *_moments(inputs))
+
+    def carry_over(self, norm: BatchNorm, inputs: Tensor, channels: Tensor | slice) -> None:
+        """Sets the statistics of `norm`, which has these `channels` left, by what became of the same examples.
+
+        The running statistics of the uncompressed network have seen all training data: only their change is estimated
+        from the examples, so that a network in which nothing changed keeps them.
+        """
+        mean, var = _moments(inputs)
+        ratio = (var + norm.eps) / (self.var[channels] + norm.eps)
+        norm.running_mean = self.running_mean[channels] + mean - self.mean[channels]
+        norm.running_var = self.running_var[channels] * ratio
+
+
+def reestimate_batch_norm(model: nn.Module, inputs: Tensor, but: Collection[nn.Module] = ()) -> None:
+    """Replaces the running statistics of every batch norm by those of `inputs` (n, ...) (EagleEye: Li et al., 2020).
+
+    Those in `but` are left as they are.
+    """
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm) and module not in but]
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
@@ -38,6 +73,11 @@ def observe_activations(model: nn.Module, inputs: Tensor) -> None:
     _run(model, inputs)
     for quantizer in quantizers:
         quantizer.observing = False
+
+
+def _moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    across = [dimension for dimension in range(inputs.dim()) if dimension != 1]
+    return inputs.mean(across), inputs.var(across, correction=0)
 
 
 def _run(model: nn.Module, inputs: Tensor) -> None:

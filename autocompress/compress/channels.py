@@ -8,6 +8,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from autocompress.compress.calibrate import BatchNorm
 from autocompress.errors import SurgeryError
 from autocompress.layer import Group
 from autocompress.policy import Importance
@@ -53,8 +54,8 @@ def prune(
     """Cuts channels of `model` in place until each group named in `keep` has that many, least important first.
 
     `importance` "taylor" needs `gradients`, which leaves the gradient of the training loss in the parameters. Gives the
-    places of the output channels that are left of each layer, among those it had. Raises `SurgeryError` when the result
-    differs from the network with the removed channels zeroed.
+    places of the channels that are left of each layer and batch norm, among those it had. Raises `SurgeryError` when the
+    result differs from the network with the removed channels zeroed.
     """
     if not keep:
         return {}
@@ -73,7 +74,7 @@ def prune(
 def _cut(model: nn.Module, doomed: dict[str, list[int]], example: Tensor) -> dict[str, Tensor]:
     """Removes those channels of each group root; raises `SurgeryError` when that is not the same as zeroing them.
 
-    Gives the output channels that are left of each layer.
+    Gives the channels that are left of each layer and batch norm.
     """
     reference = deepcopy(model).eval()
     masked, graph = _graph(reference, example), _graph(model, example)
@@ -82,13 +83,24 @@ def _cut(model: nn.Module, doomed: dict[str, list[int]], example: Tensor) -> dic
     for root, channels in doomed.items():
         _group_at(graph, model.get_submodule(root), channels).prune()
     _compare(model, reference, example)
-    layers = {name: layer for name, layer in reference.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
-    # The reference has served: cut as the model was, with its channels numbered, it tells which of them are left.
-    for layer in layers.values():
-        layer.weight.data = per_channel(torch.arange(len(layer.weight)), layer.weight).expand_as(layer.weight).to(layer.weight)
+    return _left(masked, reference, doomed)
+
+
+def _left(graph: Any, reference: nn.Module, doomed: dict[str, list[int]]) -> dict[str, Tensor]:
+    """The channels that are left of each layer and batch norm: `reference` is cut with its channels numbered."""
+    layers, norms = {}, {}
+    for name, module in reference.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            numbers = per_channel(torch.arange(len(module.weight)), module.weight)
+            module.weight.data = numbers.expand_as(module.weight).to(module.weight)
+            layers[name] = module
+        elif isinstance(module, BatchNorm) and module.running_mean is not None:
+            module.running_mean = torch.arange(len(module.running_mean)).to(module.running_mean)
+            norms[name] = module
     for root, channels in doomed.items():
-        _group_at(masked, reference.get_submodule(root), channels).prune()
-    return {name: layer.weight.detach().flatten(1)[:, 0].long() for name, layer in layers.items()}
+        _group_at(graph, reference.get_submodule(root), channels).prune()
+    left = {name: layer.weight.detach().flatten(1)[:, 0].long() for name, layer in layers.items()}
+    return left | {name: norm.running_mean.long() for name, norm in norms.items() if norm.running_mean is not None}
 
 
 def _scores(graph: Any, root: nn.Module, importance: Importance) -> Tensor:

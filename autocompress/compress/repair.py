@@ -6,16 +6,16 @@ the uncompressed network (as Optimal Brain Compression does: Frantar and Alistar
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from autocompress.compress.calibrate import BatchNorm, NormStatistics
 from autocompress.compress.least_squares import refit, round_with_compensation, second_moments, squared_error
 from autocompress.compress.samples import by_group, choose_places, extent, inputs_at, outputs_at
 from autocompress.student import StudentLayer, best_scales, largest_code
@@ -23,17 +23,11 @@ from autocompress.student import StudentLayer, best_scales, largest_code
 # Twice as many gain 0.4 points on ResNet-20 and take twice the time.
 _EXAMPLES = 256
 # A bound on memory: of large examples there are fewer.
-_MOST_VALUES = 2**22
+_MOST_VALUES, _FEWEST_EXAMPLES = 2**22, 8
 # Beyond so many inputs of an output the moments take too much memory and time: the weights stay as they are.
 _WIDEST = 4608
 # A layer whose outputs are off by no larger share of their square has nothing to repair.
 _NEAR = 1e-6
-
-_Hook = Any  # torch's handle of a registered hook
-
-
-class _LastLayerRan(Exception):  # noqa: N818  # no error: what comes after that layer is of no interest
-    pass
 
 
 @dataclass(frozen=True)
@@ -45,30 +39,40 @@ class _Sample:
     outputs: Tensor
 
 
-def repair_weights(student: nn.Module, model: nn.Module, kept: Mapping[str, Tensor], calibration: Tensor) -> None:
+@dataclass(frozen=True)
+class _Seen:
+    """What the examples brought about in the uncompressed network, by the name of the layer or batch norm."""
+
+    samples: dict[str, _Sample] = field(default_factory=dict)
+    statistics: dict[str, NormStatistics] = field(default_factory=dict)
+    runs: Counter[str] = field(default_factory=Counter)
+
+
+def repair_weights(student: nn.Module, model: nn.Module, kept: Mapping[str, Tensor], calibration: Tensor) -> list[nn.Module]:
     """Refits and rounds again, in place, the layers of `student` that were masked, rounded or cut.
 
-    `model` is what the student was made from, `kept` the output channels left of each layer that was cut, `calibration`
-    holds inputs (n, ...). Biases of those layers are shifted until the mean outputs agree. Left as they are: layers that
-    run more than once, share their weights, are frozen or compute in another way or precision, and every row of weights that
-    would not come nearer.
+    `model` is what the student was made from, `kept` the channels left of each layer and batch norm when some were cut,
+    `calibration` holds inputs (n, ...). Biases of those layers are shifted until the mean outputs agree, and batch norms
+    follow; gives the batch norms that did. Left as they are: layers that run more than once, share their weights, are
+    frozen or compute in another way or precision, and every row of weights that would not come nearer.
     """
-    examples = calibration[: min(_EXAMPLES, _MOST_VALUES // calibration[0].numel())]
+    examples = calibration[: max(_FEWEST_EXAMPLES, min(_EXAMPLES, _MOST_VALUES // calibration[0].numel()))]
     teacher = deepcopy(model).eval()
-    changed = _changed(student.eval(), teacher)
-    if not changed or len(examples) < 2:  # a batch norm cannot estimate anything from one example
-        return
-    calls = _calls(teacher, examples[:2])
-    samples = _samples(teacher, [name for name in calls if name in changed and calls.count(name) == 1], examples)
-    handles: list[_Hook] = []
-    for name, sample in samples.items():
-        layer = student.get_submodule(name)
-        channels = kept.get(name, slice(None))
-        sample = _Sample(sample.extent, sample.places, sample.outputs[:, channels])
-        handles.append(layer.register_forward_pre_hook(partial(_refit_weights, sample)))
-        handles.append(layer.register_forward_hook(partial(_shift_bias, sample)))
-    with _batch_statistics(student):
-        _run(student, examples, handles, last=[*samples, None][-1])
+    seen = _look(teacher, _changed(student.eval(), teacher), examples)
+    handles, followed = [], []
+    for name, sample in seen.samples.items():
+        if seen.runs[name] == 1:
+            layer = student.get_submodule(name)
+            sample = _Sample(sample.extent, sample.places, sample.outputs[:, kept.get(name, slice(None))])
+            handles.append(layer.register_forward_pre_hook(partial(_refit_weights, sample)))
+            handles.append(layer.register_forward_hook(partial(_shift_bias, sample)))
+    for name, statistics in seen.statistics.items():
+        if seen.runs[name] == 1:
+            norm = student.get_submodule(name)
+            followed.append(norm)
+            handles.append(norm.register_forward_pre_hook(partial(_follow, statistics, kept.get(name, slice(None)))))
+    _run(student, examples, handles)
+    return followed
 
 
 def _changed(student: nn.Module, teacher: nn.Module) -> set[str]:
@@ -96,58 +100,41 @@ def _plain(module: nn.Module) -> nn.Conv2d | nn.Linear:
     return layer
 
 
-def _calls(teacher: nn.Module, examples: Tensor) -> list[str]:
-    """The layers' names in the order in which they run; a name comes as often as its layer runs."""
-    calls: list[str] = []
-    layers = [(name, module) for name, module in teacher.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    _run(teacher, examples, [layer.register_forward_hook(lambda *_, name=name: calls.append(name)) for name, layer in layers])
-    return calls
-
-
-def _samples(teacher: nn.Module, names: Sequence[str], examples: Tensor) -> dict[str, _Sample]:
-    samples: dict[str, _Sample] = {}
+def _look(teacher: nn.Module, changed: set[str], examples: Tensor) -> _Seen:
+    seen = _Seen()
 
     def sample(name: str, layer: nn.Module, arguments: tuple[Any, ...], outputs: Tensor) -> None:
+        seen.runs[name] += 1
         plain = _plain(layer)
         if len(arguments) == 1 and (isinstance(plain, nn.Linear) or outputs.dim() == 4):
             places = choose_places(plain, outputs)
-            samples[name] = _Sample(extent(plain, arguments[0]), places, outputs_at(plain, outputs, places))
+            seen.samples[name] = _Sample(extent(plain, arguments[0]), places, outputs_at(plain, outputs, places))
 
-    handles = [teacher.get_submodule(name).register_forward_hook(partial(sample, name)) for name in names]
-    _run(teacher, examples, handles, last=[*names, None][-1])
-    return samples
+    def observe(name: str, norm: nn.Module, arguments: tuple[Any, ...]) -> None:
+        seen.runs[name] += 1
+        if len(arguments) == 1 and isinstance(norm, BatchNorm) and norm.running_mean is not None:
+            seen.statistics[name] = NormStatistics.of(norm, arguments[0])
+
+    handles = [teacher.get_submodule(name).register_forward_hook(partial(sample, name)) for name in changed]
+    norms = [(name, module) for name, module in teacher.named_modules() if isinstance(module, BatchNorm)]
+    handles += [norm.register_forward_pre_hook(partial(observe, name)) for name, norm in norms]
+    _run(teacher, examples, handles)
+    return seen
 
 
-def _run(model: nn.Module, examples: Tensor, handles: list[_Hook], last: str | None = None) -> None:
-    """Runs `model` with these hooks, which are then removed, up to the layer named `last`."""
-
-    def stop(*_: object) -> None:
-        raise _LastLayerRan
-
-    if last is not None:
-        handles = [*handles, model.get_submodule(last).register_forward_hook(stop)]
+def _run(model: nn.Module, examples: Tensor, handles: list[Any]) -> None:
+    """Runs `model` with the hooks that these are the handles of, which are then removed."""
     try:
-        with torch.no_grad(), suppress(_LastLayerRan):
+        with torch.no_grad():
             model(examples)
     finally:
         for handle in handles:
             handle.remove()
 
 
-@contextmanager
-def _batch_statistics(student: nn.Module) -> Iterator[None]:
-    """Lets batch norms go by the batch they see: their statistics are those of other weights."""
-    norms = [module for module in student.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-        norm.train()
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            norm.eval()
+def _follow(statistics: NormStatistics, channels: Tensor | slice, norm: nn.Module, arguments: tuple[Any, ...]) -> None:
+    assert isinstance(norm, BatchNorm)
+    statistics.carry_over(norm, arguments[0], channels)
 
 
 def _refit_weights(sample: _Sample, module: nn.Module, arguments: tuple[Any, ...]) -> None:

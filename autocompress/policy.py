@@ -105,16 +105,16 @@ class Policy(Noun):
     def canonical(self, layers: Layers, menu: Menu) -> "Policy":
         """The one policy that stands for all that amount to the same compressed model.
 
-        Channel shares are rounded to the channel counts that will really be kept, entries that change nothing are
-        dropped, and settings that cannot matter (fine-tuning rates when there are no steps, a teacher whose shares of the
-        loss are 0) go back to their defaults.
+        Channel shares are rounded to the channel counts that will really be kept, weights beside integer activations to
+        the bits that the target can multiply, entries that change nothing are dropped, and settings that cannot matter
+        (fine-tuning rates when there are no steps, a teacher whose shares of the loss are 0) go back to their defaults.
         """
         shares = {
             name: 1 - kept / group.channels
             for name, share in self.channel_sparsity.items()
             if (kept := kept_channels((group := layers.group(name)).channels, share, menu.channel_multiple)) < group.channels
         }
-        changed = {name: layer for name, layer in sorted(self.layers.items()) if layer != LayerPolicy()}
+        changed = {name: _stored(layer, menu) for name, layer in sorted(self.layers.items()) if layer != LayerPolicy()}
         trains = self.finetune.steps > 0
         return Policy(
             channel_sparsity=dict(sorted(shares.items())),
@@ -169,6 +169,12 @@ def kept_channels(channels: int, share: float, multiple: int) -> int:
     lower = max(multiple, int(wanted // multiple) * multiple)
     upper = min(channels, lower + multiple)
     return lower if wanted - lower < upper - wanted else upper
+
+
+def _stored(layer: LayerPolicy, menu: Menu) -> LayerPolicy:
+    if layer.activation_bits is None or layer.weight_bits is None or layer.weight_bits <= menu.integer_weight_bits:
+        return layer
+    return layer.model_copy(update={"weight_bits": menu.integer_weight_bits})
 
 
 def _that_counts(distill: Distill | None) -> Distill | None:

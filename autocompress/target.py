@@ -13,18 +13,26 @@ class Menu(Noun):
 
     `channel_multiple`: channel counts that are multiples of it use the runtime's kernels well; between them a pruned
     channel saves bytes and no time. `weight_sparsity`: zeros are stored in fewer bytes than other values.
+    `integer_weight_bits`: wider weights are stored in so many bits beside 8-bit activations.
     """
 
     weight_bits: tuple[int | None, ...]
     activation_bits: tuple[int | None, ...]
     weight_sparsity: bool
     channel_multiple: int = Field(ge=1)
+    integer_weight_bits: int = Field(default=8, ge=2, le=8)
 
 
-# Measured on x86 CPUs: below 8 bits a weight saves bytes and no time, an activation neither.
+# Measured on x86 CPUs: below 8 bits a weight saves bytes and no time, an activation neither. Without VNNI instructions
+# the integer kernels add two products in 16 bits: 255 * 127 twice does not fit, and the file computes something else
+# than on other CPUs; 255 * 63 twice does.
 MENUS: dict[str, Menu] = {
     "onnxruntime": Menu(
-        weight_bits=(2, 3, 4, 5, 6, 7, 8, None), activation_bits=(8, None), weight_sparsity=True, channel_multiple=8
+        weight_bits=(2, 3, 4, 5, 6, 7, 8, None),
+        activation_bits=(8, None),
+        weight_sparsity=True,
+        channel_multiple=8,
+        integer_weight_bits=7,
     ),
 }
 

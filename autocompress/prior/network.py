@@ -194,6 +194,7 @@ def _forms(layer: Layer, menu: Menu, measured: _Measured, kernels: bool) -> list
         )
         for activation in activations
         for width, of_bits in bits.items()
+        if activation is None or width is None or width <= menu.integer_weight_bits
         for share, of_zeros in zeros
     ]
 

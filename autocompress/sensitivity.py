@@ -42,7 +42,7 @@ _EXAMPLE = 8
 # Float rounding, and variances over n or n - 1 examples, make a smaller difference, as a share of the largest output.
 _PARITY = 0.05
 # Part of every key: to be raised when the same option would now get another figure.
-_MANNER = 1
+_MANNER = 2
 
 
 def cache_folder() -> Path:
@@ -186,7 +186,7 @@ def _student(option: Option, model: nn.Module, inputs: Tensor) -> nn.Module:
     keep = {name: round(_channels(student, name) * (1 - share)) for name, share in policy.channel_sparsity.items()}
     kept = prune(student, keep, policy.importance, inputs[:_EXAMPLE])
     compress_weights(student, policy.layers)
-    repair_weights(student, model, kept, inputs)
+    repair_weights(student, model, kept, inputs, to_the_end=False)
     if option.what == "activation_bits":
         student = quantize_activations(student, [option.name])
         with _batch_norms_re_estimated(student):

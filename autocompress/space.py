@@ -104,8 +104,9 @@ def suggest_distill(trial: "BaseTrial") -> Distill | None:
 
 
 def integer_bits(menu: Menu) -> list[int]:
-    """The integer weight widths of the menu, fewest bits first."""
-    return sorted(bits for bits in menu.weight_bits if bits is not None)
+    """The integer weight widths of the menu, fewest bits first; those that the target can multiply if it has such kernels."""
+    widest = menu.integer_weight_bits if 8 in menu.activation_bits else 8
+    return sorted(bits for bits in menu.weight_bits if bits is not None and bits <= widest)
 
 
 def nearest(choices: Sequence[int], wanted: int) -> int:

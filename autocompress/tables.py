@@ -213,6 +213,7 @@ class CostTable(Noun):
 
     def size_bytes(self, policy: Policy, layers: Layers) -> float:
         """The predicted bytes of the exported file."""
+        policy = policy.canonical(layers, self.target.menu)
         widths = policy.widths(layers, self.target.menu)
         as_is = LayerPolicy()
         return self.rest_bytes + sum(

@@ -9,9 +9,9 @@ import torch
 from cifar10 import Cifar10, required
 from torch import Tensor, nn
 
-from autocompress import Budget, Experiment
+from autocompress import Budget, Experiment, Halving, Refit
 from autocompress.errors import ExperimentError
-from search_spaces.joint import make
+from search_spaces import budgeted
 
 
 class Shortcut(nn.Conv2d):
@@ -76,7 +76,10 @@ class Cifar10ResNet20(Cifar10):
 required("cifar10_jpeg.npz")
 experiment = Experiment(
     task=Cifar10ResNet20(),
-    space=make(steps=(100, 200, 400)),
+    space=budgeted.make(steps=100),
+    start=budgeted.start,
+    halving=Halving(eta=3, rungs=(0.0, 0.5)),
+    refit=Refit(models=6, steps=400, share=0.5),
     objectives=("size_bytes", "latency_ms", "accuracy"),
     limits=("accuracy >= baseline - 0.05",),
     budget=Budget(trials=60),

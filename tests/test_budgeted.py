@@ -209,7 +209,7 @@ def test_the_joint_space_begins_near_the_policies_of_the_prior(net: str) -> None
     sizes = [prior.size_bytes(policy) for policy in policies]
     assert max(sizes) > 2.5 * min(sizes)
     study = optuna.create_study(sampler=RandomSampler(seed=1))
-    others = [joint.space(study.ask(), prior.layers, prior.target) for _ in range(40)]
+    others = [joint.space(study.ask(), prior.layers, prior.target) for _ in range(400)]
     for policy, size in zip(policies, sizes, strict=True):
         as_small = [prior.divergence(other) for other in others if prior.size_bytes(other) <= size]
         assert sum(divergence < prior.divergence(policy) for divergence in as_small) <= len(as_small) / 10

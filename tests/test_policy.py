@@ -229,6 +229,19 @@ def test_what_is_off_the_menu_is_refused(layer: LayerPolicy, complaint: str) -> 
         Policy(layers={"conv2": layer}).check(vgg(), menu)
 
 
+def test_weights_beside_integer_activations_have_the_bits_that_every_cpu_can_multiply() -> None:
+    layers = {
+        "conv2": LayerPolicy(weight_bits=8, activation_bits=8, weight_sparsity=0.5),
+        "conv3": LayerPolicy(weight_bits=8),
+        "head": LayerPolicy(weight_bits=4, activation_bits=8),
+    }
+    found = Policy(layers=layers).canonical(vgg(), MENU)
+    assert found.layers == layers | {"conv2": LayerPolicy(weight_bits=7, activation_bits=8, weight_sparsity=0.5)}
+    assert found.canonical(vgg(), MENU) == found
+    wide = MENU.model_copy(update={"integer_weight_bits": 8})
+    assert Policy(layers=layers).canonical(vgg(), wide).layers == layers
+
+
 def test_the_empty_policy_fits_everything() -> None:
     for layers in NETS.values():
         Policy().check(layers, MENU)

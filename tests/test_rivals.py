@@ -144,10 +144,10 @@ def test_the_uniform_rival_walks_usual_policies_first_and_then_the_grid() -> Non
     assert {policy.finetune.steps for policy in found} == {150}, "the longest training that the run gave its trials"
     assert all(policy.distill is not None for policy in found), "as trials of the run had a teacher"
     inner = [(policy.layers["conv2"].weight_bits, policy.channel_sparsity.get("conv1", 0.0)) for policy in found]
-    assert inner[:10] == [(8, 0), (4, 0), (3, 0), (8, 0.25), (4, 0.25), (3, 0.25), (8, 0.5), (4, 0.5), (3, 0.5), (4, 0.625)]
+    assert inner[:10] == [(7, 0), (4, 0), (3, 0), (7, 0.25), (4, 0.25), (3, 0.25), (7, 0.5), (4, 0.5), (3, 0.5), (4, 0.625)]
     assert {policy.layers["conv2"].weight_sparsity for policy in found[:10]} == {0.0}
     # Coarse first: both axes are spread out long before each value was seen.
-    assert {2, 6} <= {bits for bits, _ in inner[10:20]}
+    assert {3, 5, 6, 7} <= {bits for bits, _ in inner[10:20]}
     assert {policy.layers["conv2"].weight_sparsity for policy in found[10:]} >= {0.4, 0.8}
 
 
@@ -159,7 +159,7 @@ def test_the_uniform_rival_has_no_teacher_where_the_run_had_none() -> None:
 def test_the_uniform_rival_ends_when_everything_was_tried() -> None:
     layers = one_linear()
     found = policies(rival("uniform", layers=layers, results=RESULTS[:1]), 1000, layers)
-    assert len(found) == 9 * 2, "shares of zeros, with and without a teacher: the only layer is an end and keeps 8 bits"
+    assert len(found) == 9 * 2, "shares of zeros, with and without a teacher: the only layer is an end and keeps its bits"
 
 
 # --- warm starts
@@ -174,7 +174,7 @@ def test_a_warm_rival_begins_with_uniform_policies_as_parameters_of_the_raw_spac
     inner = layers.layers[1].name
     bits = [policy.layers[inner].weight_bits for policy in found]
     shares = [policy.channel_sparsity.get(layers.groups[0].name, 0.0) for policy in found]
-    assert bits == [8, 4, 3, 8, 4, 3, 8, 4, 3, 4]
+    assert bits == [7, 4, 3, 7, 4, 3, 7, 4, 3, 4]
     assert shares == [0, 0, 0, 0.25, 0.25, 0.25, 0.5, 0.5, 0.5, 0.625] if layers is LAYERS else sorted(shares)
     for policy in found:
         settings = [policy.layers[layer.name] for layer in layers]

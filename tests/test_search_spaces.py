@@ -131,14 +131,14 @@ def test_the_first_and_the_last_layer_keep_enough_bits(name: str) -> None:
 @pytest.mark.parametrize("name", ["uniform", "per_stage", "mixed_precision", "joint"])
 def test_the_layers_between_get_every_width_on_the_menu(name: str) -> None:
     widths = {policy.layers["conv2"].weight_bits for _, policy in drawn(load_space(name), vgg(), Target(), 200)}
-    assert widths == set(range(2, 9))
+    assert widths == set(range(2, Target().menu.integer_weight_bits + 1))
 
 
 def test_uniform_treats_all_alike() -> None:
     for _, policy in drawn(uniform.space, resnet20(), Target()):
         assert len(set(policy.channel_sparsity.values())) == 1
         assert len({setting for name, setting in policy.layers.items() if name not in resnet20().ends}) == 1
-        assert {policy.layers[end].weight_bits for end in resnet20().ends} == {8}
+        assert {policy.layers[end].weight_bits for end in resnet20().ends} == {Target().menu.integer_weight_bits}
 
 
 def test_stages_are_layers_of_one_resolution() -> None:
@@ -165,7 +165,7 @@ def test_per_stage_treats_a_stage_alike() -> None:
 
 def test_per_layer_leaves_bits_alone_and_mixed_precision_everything_else() -> None:
     for _, policy in drawn(per_layer.space, resnet20(), Target()):
-        assert {(setting.weight_bits, setting.activation_bits) for setting in policy.layers.values()} == {(8, 8)}
+        assert {(setting.weight_bits, setting.activation_bits) for setting in policy.layers.values()} == {(7, 8)}
     for _, policy in drawn(mixed_precision.space, resnet20(), Target()):
         assert not policy.channel_sparsity
         assert not any(setting.weight_sparsity for setting in policy.layers.values())

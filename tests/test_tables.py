@@ -88,11 +88,13 @@ def test_more_channels_and_fewer_zeros_never_take_fewer_bytes(how: LayerPolicy, 
 
 
 def test_a_policy_takes_what_its_layers_take_and_the_rest() -> None:
+    # 8 bits, as they are stored beside integer activations.
     policy = Policy(channel_sparsity={"conv1": 0.5}, layers={layer.name: INTEGER for layer in LAYERS})
+    stored = INTEGER.model_copy(update={"weight_bits": 7})
     widths = {"conv1": (1, 32), "conv2": (32, 64), "conv3": (64, 100), "head": (900, 10)}
     table = CostTable(**(dict(TABLE) | {"slope": 2.0, "intercept_ms": 0.5, "rest_bytes": 77.0}))
     assert table.size_bytes(policy, LAYERS) == pytest.approx(
-        77 + sum(table.layer_bytes(name, *width, INTEGER) for name, width in widths.items())
+        77 + sum(table.layer_bytes(name, *width, stored) for name, width in widths.items())
     )
     assert table.latency_ms(policy, LAYERS) == pytest.approx(
         0.5 + 2 * sum(table.layer_ms(name, *width, INTEGER) for name, width in widths.items())

@@ -1,5 +1,6 @@
 """Quantised activations: where a network must round them so that the runtime can compute in integers."""
 
+from collections import Counter
 from collections.abc import Collection
 
 from torch import nn
@@ -14,8 +15,8 @@ def quantize_activations(model: nn.Module, layers: Collection[str]) -> GraphModu
     """`model` as a graph in which what the named layers read and write goes through an `ActivationQuantizer`.
 
     Batch norm and ReLU count to the layer before them; sums of quantised values are quantised too, so that a residual
-    network stays in integers from block to block. The outputs of the network stay float. The layers are shared with
-    `model`. Raises `SurgeryError` when the forward function cannot be traced.
+    network stays in integers from block to block. The outputs of the network stay float, and so does a layer that is called
+    more than once: it has one weight, but as many input scales as calls. The layers are shared with `model`. Raises `SurgeryError` when the forward function cannot be traced.
     """
     graph = trace(model)
     if graph is None:
@@ -26,8 +27,9 @@ def quantize_activations(model: nn.Module, layers: Collection[str]) -> GraphModu
 
 def _rounded_nodes(graph: GraphModule, layers: Collection[str]) -> list[Node]:
     rounded: dict[Node, None] = {}
+    calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
     for node in graph.graph.nodes:
-        if isinstance(module_of(node, graph), StudentLayer) and node.target in layers:
+        if isinstance(module_of(node, graph), StudentLayer) and node.target in layers and calls[node.target] == 1:
             rounded[origin(node.args[0], graph)] = None
             _round_tail(node, graph, rounded)
         elif is_add(node) and all(isinstance(term, Node) and origin(term, graph) in rounded for term in node.args):

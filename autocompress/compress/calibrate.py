@@ -76,8 +76,11 @@ def observe_activations(model: nn.Module, inputs: Tensor) -> None:
 
 
 def _moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    across = [dimension for dimension in range(inputs.dim()) if dimension != 1]
-    return inputs.mean(across), inputs.var(across, correction=0)
+    """Mean and variance of each channel, by batch norm itself: `Tensor.var` takes ten times as long."""
+    mean, variance = inputs.new_zeros(inputs.shape[1]), inputs.new_ones(inputs.shape[1])
+    nn.functional.batch_norm(inputs, mean, variance, training=True, momentum=1.0)
+    count = inputs.numel() // inputs.shape[1]
+    return mean, variance * ((count - 1) / count)
 
 
 def _run(model: nn.Module, inputs: Tensor) -> None:

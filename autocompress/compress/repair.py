@@ -7,6 +7,7 @@ the uncompressed network (as Optimal Brain Compression does: Frantar and Alistar
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -48,17 +49,26 @@ class _Seen:
     runs: Counter[str] = field(default_factory=Counter)
 
 
-def repair_weights(student: nn.Module, model: nn.Module, kept: Mapping[str, Tensor], calibration: Tensor) -> list[nn.Module]:
+class _LastLayerRan(Exception):  # noqa: N818  # no error: what comes after that layer is of no interest
+    pass
+
+
+def repair_weights(
+    student: nn.Module, model: nn.Module, kept: Mapping[str, Tensor], calibration: Tensor, *, to_the_end: bool = True
+) -> list[nn.Module]:
     """Refits and rounds again, in place, the layers of `student` that were masked, rounded or cut.
 
     `model` is what the student was made from, `kept` the channels left of each layer and batch norm when some were cut,
     `calibration` holds inputs (n, ...). Biases of those layers are shifted until the mean outputs agree, and batch norms
-    follow; gives the batch norms that did. Left as they are: layers that run more than once, share their weights, are
-    frozen or compute in another way or precision, and every row of weights that would not come nearer.
+    follow; gives the batch norms that did. Those behind the last changed layer are left out, and their time saved, unless
+    it is to go on `to_the_end`. Left as they are: layers that run more than once, share their weights, are frozen or
+    compute in another way or precision, and every row of weights that would not come nearer.
     """
     examples = calibration[: max(_FEWEST_EXAMPLES, min(_EXAMPLES, _MOST_VALUES // calibration[0].numel()))]
     teacher = deepcopy(model).eval()
-    seen = _look(teacher, _changed(student.eval(), teacher), examples)
+    changed = _changed(student.eval(), teacher)
+    last = None if to_the_end else _last(teacher, changed, examples[:2])
+    seen = _look(teacher, changed, examples, last)
     handles, followed = [], []
     for name, sample in seen.samples.items():
         if seen.runs[name] == 1:
@@ -71,7 +81,7 @@ def repair_weights(student: nn.Module, model: nn.Module, kept: Mapping[str, Tens
             norm = student.get_submodule(name)
             followed.append(norm)
             handles.append(norm.register_forward_pre_hook(partial(_follow, statistics, kept.get(name, slice(None)))))
-    _run(student, examples, handles)
+    _run(student, examples, handles, last)
     return followed
 
 
@@ -100,7 +110,15 @@ def _plain(module: nn.Module) -> nn.Conv2d | nn.Linear:
     return layer
 
 
-def _look(teacher: nn.Module, changed: set[str], examples: Tensor) -> _Seen:
+def _last(teacher: nn.Module, changed: set[str], examples: Tensor) -> str | None:
+    """The changed layer that ends the forward pass."""
+    calls: list[str] = []
+    hooks = [teacher.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name)) for name in changed]
+    _run(teacher, examples, hooks, None)
+    return calls[-1] if calls and calls.count(calls[-1]) == 1 else None
+
+
+def _look(teacher: nn.Module, changed: set[str], examples: Tensor, last: str | None) -> _Seen:
     seen = _Seen()
 
     def sample(name: str, layer: nn.Module, arguments: tuple[Any, ...], outputs: Tensor) -> None:
@@ -118,14 +136,20 @@ def _look(teacher: nn.Module, changed: set[str], examples: Tensor) -> _Seen:
     handles = [teacher.get_submodule(name).register_forward_hook(partial(sample, name)) for name in changed]
     norms = [(name, module) for name, module in teacher.named_modules() if isinstance(module, BatchNorm)]
     handles += [norm.register_forward_pre_hook(partial(observe, name)) for name, norm in norms]
-    _run(teacher, examples, handles)
+    _run(teacher, examples, handles, last)
     return seen
 
 
-def _run(model: nn.Module, examples: Tensor, handles: list[Any]) -> None:
-    """Runs `model` with the hooks that these are the handles of, which are then removed."""
+def _run(model: nn.Module, examples: Tensor, handles: list[Any], last: str | None) -> None:
+    """Runs `model`, no further than the layer `last`, with the hooks that these are the handles of: they are then removed."""
+
+    def end(*_: object) -> None:
+        raise _LastLayerRan
+
+    if last is not None:
+        handles.append(model.get_submodule(last).register_forward_hook(end))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), suppress(_LastLayerRan):
             model(examples)
     finally:
         for handle in handles:

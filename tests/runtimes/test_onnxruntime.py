@@ -48,14 +48,15 @@ def test_every_width_runs_in_integer_kernels(
     assert operators.count("QGemm") == 1
     assert not {"Conv", "Gemm", "Add", "DequantizeLinear", "Cast", "Mul"} & set(operators)
 
+    weights = sum(int(np.prod(layer.weight_shape)) for layer in toy_baseline.layers)
+    channels = sum(layer.weight_shape[0] for layer in toy_baseline.layers)
+    assert len(file) < weights * bits / 8 + 9 * channels + 3_200
+    if bits > TARGET.menu.integer_weight_bits:  # what comes out depends on the CPU
+        return
     ours, theirs = OnnxSession(file, TARGET)(inputs), student(torch.tensor(inputs)).detach().numpy()
     # Where a value lies between two steps, float and integer arithmetic may round it to different ones.
     assert np.abs(ours - theirs).mean() < 0.02 * theirs.std()
     assert (ours.argmax(1) == theirs.argmax(1)).mean() > 0.985
-
-    weights = sum(int(np.prod(layer.weight_shape)) for layer in toy_baseline.layers)
-    channels = sum(layer.weight_shape[0] for layer in toy_baseline.layers)
-    assert len(file) < weights * bits / 8 + 9 * channels + 3_200
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -76,8 +77,8 @@ def test_zeros_shrink_the_file_and_keep_the_kernels(
     files = [
         export(student_of(toy_task, toy_baseline, toy_data, layer), torch.tensor(toy_data["train"][0][:4]))
         for layer in (
-            LayerPolicy(weight_bits=8, activation_bits=8),
-            LayerPolicy(weight_bits=8, activation_bits=8, weight_sparsity=0.8),
+            LayerPolicy(weight_bits=7, activation_bits=8),
+            LayerPolicy(weight_bits=7, activation_bits=8, weight_sparsity=0.8),
             LayerPolicy(weight_sparsity=0.8),
         )
     ]
@@ -150,7 +151,8 @@ def parity(network: nn.Module, layer: LayerPolicy | None, *, size: int = 8) -> f
     return float(np.abs(ours - theirs).mean() / theirs.std())
 
 
-INTEGER = LayerPolicy(weight_bits=8, activation_bits=8)
+# As a trial would have it: 8 bits overflow on CPUs without VNNI.
+INTEGER = LayerPolicy(weight_bits=7, activation_bits=8)
 
 
 def chain(*layers: nn.Module) -> nn.Module:
@@ -184,7 +186,7 @@ def test_batch_norms_that_cannot_be_folded_stay(layer: LayerPolicy | None) -> No
     assert parity(on_rows, layer) < 0.03
 
 
-def test_a_layer_that_is_called_twice_has_no_single_input_scale() -> None:
+def test_a_layer_that_is_called_twice_keeps_float_activations() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -194,7 +196,8 @@ def test_a_layer_that_is_called_twice_has_no_single_input_scale() -> None:
             out: Tensor = self.linear(20 * torch.relu(self.linear(self.flat(images))))
             return out
 
-    assert parity(Twice(), INTEGER) < 0.03
+    # With integers before and after it, ONNX Runtime would round its weights by itself.
+    assert parity(Twice(), INTEGER) < 1e-4
 
 
 def test_padding_by_reflection_is_kept() -> None:

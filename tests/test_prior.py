@@ -523,10 +523,8 @@ def test_divergences_add_up() -> None:
     halves = [table.of(Option(what="weight_sparsity", name="conv3", value=share)) or 0.0 for share in (0.5, 0.7)]
     parts = [Option(what="channel_sparsity", name="conv1", value=0.5), Option(what="weight_bits", name="head", value=3)]
     # Beside integer activations 8 bits are stored in 7: the divergence of these, and what the activations add to 8.
-    eight, seven, both = (
-        table.of(Option(what=what, name="conv2", value=bits)) or 0.0
-        for what, bits in (("weight_bits", 8), ("weight_bits", 7), ("activation_bits", 8))
-    )
+    eight, seven = (table.of(Option(what="weight_bits", name="conv2", value=bits)) or 0.0 for bits in (8, 7))
+    both = table.of(Option(what="activation_bits", name="conv2", value=8)) or 0.0
     rounded = max(seven, eight) + both - eight
     layers = {
         "head": LayerPolicy(weight_bits=3),

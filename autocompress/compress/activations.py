@@ -15,8 +15,9 @@ def quantize_activations(model: nn.Module, layers: Collection[str]) -> GraphModu
     """`model` as a graph in which what the named layers read and write goes through an `ActivationQuantizer`.
 
     Batch norm and ReLU count to the layer before them; sums of quantised values are quantised too, so that a residual
-    network stays in integers from block to block. The outputs of the network stay float, and so does a layer that is called
-    more than once: it has one weight, but as many input scales as calls. The layers are shared with `model`. Raises `SurgeryError` when the forward function cannot be traced.
+    network stays in integers from block to block. The outputs of the network stay float, and so does a layer that is
+    called more than once: it has one weight, but as many input scales as calls. The layers are shared with `model`. Raises
+    `SurgeryError` when the forward function cannot be traced.
     """
     graph = trace(model)
     if graph is None:

@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 from autocompress.errors import ExportError
 from autocompress.graph import module_of, norm_after, origin, tail, trace
 from autocompress.runtimes.onnx_slim import LOADED_CODES, floats_at_load, slim
+from autocompress.runtimes.onnx_template import from_template, keep_template
 from autocompress.student import SMALLEST_SCALE, ActivationQuantizer, StudentLayer, per_channel
 
 
@@ -26,6 +27,14 @@ def to_onnx(student: nn.Module, example: Tensor) -> onnx.ModelProto:
     is called ``input``, the output ``output``. Raises `ExportError`.
     """
     model = _deployed(deepcopy(student).cpu().eval())
+    exported = from_template(model)
+    if exported is None:
+        exported = _exported(model, example)
+        keep_template(model, exported)
+    return slim(floats_at_load(exported))
+
+
+def _exported(model: nn.Module, example: Tensor) -> onnx.ModelProto:
     batch = torch.export.Dim("batch", min=1)
     try:
         with _silence():
@@ -49,7 +58,7 @@ def to_onnx(student: nn.Module, example: Tensor) -> onnx.ModelProto:
             "the exported graph takes batches of one size only: forward() turns the batch size into a number, "
             "as len(x) does; write x.shape[0]"
         )
-    return slim(floats_at_load(program.model_proto))
+    return program.model_proto
 
 
 class _DeployedQuantizer(nn.Module):
@@ -96,7 +105,8 @@ class _DeployedLayer(nn.Module):
             bias = (bias / self.bias_scale).round().clamp(-(2**31), 2**31 - 1).to(torch.int32)
         self.register_buffer("codes" if self.integer else LOADED_CODES, codes)
         self.register_buffer("scale", scale)
-        self.register_buffer("zero_point", torch.zeros(len(scale), dtype=torch.int8))
+        if self.integer and self.conv is None:
+            self.register_buffer("zero_point", torch.zeros(len(scale), dtype=torch.int8))
         self.register_buffer("bias", bias)
 
     def forward(self, activation: Tensor) -> Tensor:

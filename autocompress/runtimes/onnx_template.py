@@ -1,0 +1,144 @@
+"""Exported graphs that are used again: torch's exporter takes seconds for networks that differ in their numbers alone."""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from torch import nn
+from torch.fx import GraphModule
+
+Arrays = dict[str, NDArray[Any]]
+
+# With these operators alone a graph says nothing of how many channels there are; a Reshape, say, holds it as a number.
+_OF_ANY_WIDTH = {
+    *("Conv", "Gemm", "MatMul", "BatchNormalization", "QuantizeLinear", "DequantizeLinear", "Add", "Sub", "Mul", "Div"),
+    *("Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Elu", "Tanh", "Softmax", "Identity"),
+    *("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "Flatten", "Concat"),
+}
+# What a module knows of its numbers of channels: they are in the shapes of its weights too.
+_WIDTHS = {"in_channels", "out_channels", "in_features", "out_features", "num_features"}
+# A tensor that the network does not name is a constant of the graph, if it is small.
+_LARGEST_CONSTANT = 64
+# Graphs are small, but for constants; a search exports few different ones.
+_KEPT = 32
+
+
+@dataclass(frozen=True)
+class _Template:
+    """An exported graph with the tensors of the network left empty.
+
+    `holes` are their names; torch stores equal scalars once: `twins` has the names of such, each with the hole it is in.
+    """
+
+    graph: onnx.ModelProto
+    holes: frozenset[str]
+    twins: frozenset[tuple[str, str]]
+
+    def suits(self, arrays: Arrays) -> bool:
+        return all(np.array_equal(arrays[one], arrays[other]) for one, other in self.twins)
+
+    def filled(self, arrays: Arrays) -> onnx.ModelProto:
+        model = onnx.ModelProto()
+        model.CopyFrom(self.graph)
+        for tensor in model.graph.initializer:
+            if tensor.name in self.holes:
+                tensor.CopyFrom(numpy_helper.from_array(arrays[tensor.name], tensor.name))
+        return model
+
+
+_templates: OrderedDict[Hashable, _Template] = OrderedDict()
+
+
+def from_template(model: nn.Module) -> onnx.ModelProto | None:
+    """What torch would export of `model`, made of a graph that was exported before; None when there is none.
+
+    Only of a network as a graph (`torch.fx`) whose tensors are used by modules alone.
+    """
+    arrays = _arrays(model)
+    for key in _keys(model, arrays):
+        if (template := _templates.get(key)) is not None and template.suits(arrays):
+            _templates.move_to_end(key)
+            return template.filled(arrays)
+    return None
+
+
+def keep_template(model: nn.Module, exported: onnx.ModelProto) -> None:
+    """Remembers what torch has `exported` of `model`, if it can be used again."""
+    arrays = _arrays(model)
+    keys = list(_keys(model, arrays))
+    template = _template(arrays, exported) if keys else None
+    if template is None:
+        return
+    _templates[keys[0]] = template
+    if {node.op_type for node in exported.graph.node} <= _OF_ANY_WIDTH:
+        _templates[keys[1]] = template
+    while len(_templates) > _KEPT:
+        _templates.popitem(last=False)
+
+
+def _template(arrays: Arrays, exported: onnx.ModelProto) -> _Template | None:
+    """None when a tensor of the network is not in the graph as it is."""
+    graph = onnx.ModelProto()
+    graph.CopyFrom(exported)
+    del graph.graph.initializer[:]
+    holes: set[str] = set()
+    for tensor in exported.graph.initializer:
+        content = numpy_helper.to_array(tensor)
+        if tensor.name in arrays and np.array_equal(content, arrays[tensor.name]):
+            holes.add(tensor.name)
+            graph.graph.initializer.append(onnx.TensorProto(name=tensor.name))
+        elif content.size <= _LARGEST_CONSTANT:
+            graph.graph.initializer.append(tensor)
+        else:  # it may be made of the network's weights
+            return None
+    twins = set()
+    for name in arrays.keys() - holes:
+        array = arrays[name]
+        twin = next((hole for hole in sorted(holes) if array.size == 1 and _equal(arrays[hole], array)), None)
+        if twin is None:
+            return None
+        twins.add((name, twin))
+    return _Template(graph, frozenset(holes), frozenset(twins))
+
+
+def _equal(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    return one.dtype == other.dtype and np.array_equal(one, other)
+
+
+def _arrays(model: nn.Module) -> Arrays:
+    """The tensors of the modules that the network calls."""
+    return {
+        f"{name}.{own}": tensor.detach().cpu().numpy()
+        for name in _called(model)
+        for own, tensor in model.get_submodule(name).state_dict().items()
+    }
+
+
+def _called(model: nn.Module) -> list[str]:
+    """The modules that a network calls, as a graph whose tensors are used by its modules alone; of others none."""
+    if not isinstance(model, GraphModule) or any(node.op == "get_attr" for node in model.graph.nodes):
+        return []
+    return list(dict.fromkeys(str(node.target) for node in model.graph.nodes if node.op == "call_module"))
+
+
+def _keys(model: nn.Module, arrays: Arrays) -> Iterator[Hashable]:
+    """What networks share that export to the same graph: those of the same shapes, then those of any."""
+    called = _called(model)
+    if not called:
+        return
+    parts = [(name, own, part) for name in called for own, part in model.get_submodule(name).named_modules()]
+    settings = tuple((name, own, type(part).__module__, type(part).__qualname__, _settings(part)) for name, own, part in parts)
+    kinds = tuple((name, array.dtype.str, array.ndim) for name, array in sorted(arrays.items()))
+    yield model.code, settings, kinds, tuple(array.shape for _, array in sorted(arrays.items()))
+    yield model.code, settings, kinds
+
+
+def _settings(module: nn.Module) -> str:
+    plain = bool | int | float | str | tuple | list | None
+    known = {name: value for name, value in vars(module).items() if isinstance(value, plain) and name not in _WIDTHS}
+    return repr(sorted(known.items()))

@@ -5,11 +5,11 @@
     python benchmarks/overhead.py growth           (the others)
 
 **Utilisation.** A whole search as `autocompress search` runs it: Ray with two workers, record, study and MLflow. Its trials
-are real ones of the toy network that take ten seconds, because every training step sleeps: where all workers share two
+are real ones of the toy network that take about ten seconds, because every training step sleeps: where all workers share two
 cores with the driver, training would pay for what the driver does, and the driver for the training, while on the machines
-that a search is for a worker has cores of its own. Counted is the time from when each worker has begun its first trial
-until there is no more work for one of them; what is not in a stage of a trial (compressing, training, evaluating,
-exporting, measuring) is overhead, a trial's pauses at its rungs included.
+that a search is for a worker has cores of its own. Counted is the time from when each worker has had its first trial until
+there is no more work for one of them. What is not in a stage of a trial (compressing, training, evaluating, exporting,
+measuring, each with the time that it waits for the other trial's) is overhead, a trial's pauses at its rungs included.
 
 **Growth.** A real search over its study, with all that listens to it, is asked, reported to and told for so many trials
 already on record; what trials come to is made up by a formula, for the search does not care. Those on record were sampled
@@ -32,6 +32,7 @@ from dataclasses import dataclass, field, replace
 from functools import wraps
 from io import StringIO
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -65,7 +66,7 @@ from autocompress.trackers.mlflow_run import MlflowRun, default_uri
 from search_spaces import budgeted
 
 WORKERS, TRIALS = 2, 16
-STEPS, STEP_SECONDS = 40, 0.25
+STEPS, STEP_SECONDS = 40, 0.2
 RECORDED = (100, 1000, 5000)
 # Trials that are timed at each size, after so many that are not: the first ones find nothing in any cache.
 TIMED, BEFORE = 40, 3
@@ -86,7 +87,7 @@ class SlowTask(ToyTask):
 
 
 def slow_experiment() -> Experiment:
-    """Ten-second trials. None is stopped: a trial is as long as it is said to be."""
+    """Trials of about ten seconds, eight of them asleep. None is stopped, so that all are as long."""
     space = budgeted.make(steps=STEPS)
     return Experiment(task=SlowTask(), space=space, start=budgeted.start, budget=Budget(trials=TRIALS))
 
@@ -101,11 +102,11 @@ def utilisation(folder: Path) -> None:
     run_search(file, folder / "run", driver=TuneDriver(concurrency=WORKERS), tracking_uri=default_uri(folder))
     results = RunFolder(folder / "run").results()
     spans = [(result.started, result.started + result.compute) for result in results]
-    start = sorted(begin for begin, _ in spans)[WORKERS - 1]
-    end = sorted(end for _, end in spans)[-WORKERS]
+    ends = sorted(end for _, end in spans)
+    start, end = ends[WORKERS - 1], ends[-WORKERS]
     inside = sum(max(0.0, min(to, end) - max(begin, start)) for begin, to in spans)
-    mean = sum(result.compute for result in results) / len(results)
-    print(f"\n{len(results)} trials of {mean:.1f} s on {WORKERS} workers, {end - start:.0f} s of each after the warm-up\n")
+    typical = median(result.compute for result in results)
+    print(f"\n{len(results)} trials of {typical:.1f} s on {WORKERS} workers, {end - start:.0f} s of each after the warm-up\n")
     _goal("share of the workers' time inside trials", inside / (WORKERS * (end - start)), at_least=0.95)
 
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from autocompress.prior import Prior
 
 SAMPLERS = ("tpe", "nsga2", "random")
-# TPE takes time in proportion to the trials that it goes by, and lets the weight of old ones go to nothing by itself.
+# TPE takes time in proportion to the trials that it goes by, before every trial and while workers wait. Of the others it
+# lets the weight go to nothing by itself, the older they are; the best, which it aims at, must not be forgotten.
 LATEST = 1000
 _LEARNT_FROM = (TrialState.COMPLETE, TrialState.PRUNED)
 _UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
@@ -48,7 +49,10 @@ def rehearse(experiment: Experiment, layers: Layers, prior: "Prior | None") -> N
 
 
 def sampler_named(name: str, seed: int, budget: Budget, *, best: Collection[int] = ()) -> BaseSampler:
-    """A new sampler. TPE goes by the `LATEST` trials that have ended and the `best`, given by their numbers."""
+    """A new sampler, for one trial. TPE goes by the `LATEST` trials that have ended, and the `best`, given by their numbers.
+
+    Of a study with no more trials than that it proposes what Optuna's own would. Raises `UnknownNameError`.
+    """
     match name:
         case "tpe":
             return _LatestTPE(best, seed)

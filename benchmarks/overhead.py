@@ -1,8 +1,10 @@
 """What does the search itself cost? How busy it keeps its workers, and the driver's seconds a trial as trials pile up.
 
-    python benchmarks/overhead.py                  (about eight minutes)
-    python benchmarks/overhead.py utilisation      (three of them)
+    python benchmarks/overhead.py                  (about seven minutes)
+    python benchmarks/overhead.py utilisation      (two and a half of them)
     python benchmarks/overhead.py growth           (the others)
+
+With OVERHEAD_DIR set to a folder, what is made on the way is kept there, and not made again.
 
 **Utilisation.** A whole search as `autocompress search` runs it: Ray with two workers, record, study and MLflow. Its trials
 are real ones of the toy network that take about ten seconds, because every training step sleeps: where all workers share two
@@ -61,7 +63,7 @@ from autocompress.runtimes.machine import environment
 from autocompress.search import Asked, Search
 from autocompress.testing import ToyTask
 from autocompress.trackers.jsonl import JsonlRecord
-from autocompress.trackers.mlflow import MlflowTracker
+from autocompress.trackers.mlflow import MlflowTracker, check_reachable
 from autocompress.trackers.mlflow_run import MlflowRun, default_uri
 from search_spaces import budgeted
 
@@ -316,7 +318,8 @@ def costs_of(case: Case, run: RunFolder) -> tuple[Stopwatch, dict[str, float]]:
         view.begin(case.experiment, case.baseline, results)
         listeners = Listeners(JsonlRecord(folder), FrontFile(folder, case.experiment, case.baseline), view)
         start = time.perf_counter()
-        with told_to(tracker) as (written, watch):
+        watch = Stopwatch()
+        with told_to(tracker) as written:
             for _ in range(BEFORE):
                 tracker.finished(_one_more(case, search, listeners))
             _wait(written, BEFORE)
@@ -339,7 +342,7 @@ def _one_more(case: Case, search: Search, listeners: Listener) -> TrialResult:
 
 
 @contextmanager
-def told_to(tracker: MlflowTracker) -> Iterator[tuple[list[float], Stopwatch]]:
+def told_to(tracker: MlflowTracker) -> Iterator[list[float]]:
     """A tracker at work, and the moments at which it was done with a trial."""
     from autocompress.trackers.mlflow_store import Store
 
@@ -353,7 +356,7 @@ def told_to(tracker: MlflowTracker) -> Iterator[tuple[list[float], Stopwatch]]:
     Store.log_growth = noted  # type: ignore[method-assign]
     tracker.start()
     try:
-        yield written, Stopwatch()
+        yield written
     finally:
         Store.log_growth = log_growth  # type: ignore[method-assign]
 
@@ -367,8 +370,18 @@ def fill(case: Case, folder: RunFolder, uri: str, results: list[TrialResult]) ->
     """A store with the trials of the run in it: the first complete one as the tracker writes it, the others its copies."""
     from autocompress.trackers.mlflow_store import open_store
 
-    tracker = case.tracker(folder, uri)
-    run: MlflowRun = tracker._run
+    check_reachable(uri)
+    run = MlflowRun(
+        key=uuid.uuid4().hex,
+        tracking_uri=uri,
+        experiment_name="overhead",
+        title="overhead",
+        settings={},
+        objectives=case.experiment.parsed_objectives,
+        limits=case.experiment.parsed_limits,
+        baseline=case.baseline,
+        datasets={},
+    )
     store = open_store(uri, run, case.job.baseline.layers)
     first = next(result for result in results if result.status is Status.COMPLETE)
     store.log_trial(first)

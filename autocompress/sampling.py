@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SAMPLERS = ("tpe", "nsga2", "random")
 # TPE takes time in proportion to the trials that it goes by, before every trial and while workers wait. Of the others it
 # lets the weight go to nothing by itself, the older they are; the best, which it aims at, must not be forgotten.
-LATEST = 1000
+LATEST = 500
 _LEARNT_FROM = (TrialState.COMPLETE, TrialState.PRUNED)
 _UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 _REHEARSALS = 20

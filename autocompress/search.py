@@ -70,7 +70,7 @@ class Search:
 
     **Seeds.** What is sampled for a trial depends on the experiment's seed, the trial's number and the results told so
     far. Told in order, the same seed gives the same policies, in one session or many. (A sampler object of the user's
-    keeps its own random state, which a new session begins anew.) TPE goes by the latest 1,000 trials and the front.
+    keeps its own random state, which a new session begins anew.) TPE goes by the latest 500 trials and the front.
 
     **Rungs.** Every rung of a running trial is reported; the answer says whether the trial goes on. When the sampling is
     over, the best are asked for once more as refits, each a trial of its own with the parameters of the first.

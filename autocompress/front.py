@@ -6,6 +6,7 @@ from typing import Literal
 
 import moocore
 import numpy as np
+from numpy.typing import NDArray
 
 from autocompress.noun import Noun
 from autocompress.objective import Limit, Objective
@@ -123,11 +124,56 @@ class ParetoFront(Noun):
             return min(members, key=lambda m: m.metrics["latency_ms"])
         if how == "best":
             return max(members, key=lambda m: (m.metrics["accuracy"], -m.metrics["size_bytes"]))
-        return min(members, key=lambda m: _distance_to_ideal(m.metrics, self.objectives, self.baseline, members))
+        return members[int(_distances_to_ideal(members, self.objectives, self.baseline).argmin())]
 
     def recommended(self) -> TrialResult | None:
         """The knee of the members at most 1 point of accuracy below the baseline, or of all when there is none."""
         return self.pick("knee", max_drop=USUAL_DROP) or self.pick("knee")
+
+
+class FrontSoFar:
+    """`ParetoFront.of` all `results` added so far, without going through all of them for each.
+
+    The front of the front and one more is the front of all. Only refits of one trial are judged together: they and what
+    they go on from stay at hand, and a further one, which may bring back what the ones before had driven out, is judged
+    among all.
+    """
+
+    def __init__(
+        self,
+        objectives: Sequence[Objective],
+        limits: Sequence[Limit],
+        baseline: dict[str, float],
+        results: Sequence[TrialResult] = (),
+    ) -> None:
+        self._objectives, self._limits, self._baseline = objectives, limits, baseline
+        self._results = list(results)
+        self._together = _refitted(self._results)
+        self._front = self._of(self._results)
+
+    @property
+    def front(self) -> ParetoFront:
+        return self._front
+
+    def add(self, result: TrialResult) -> ParetoFront:
+        """The front with `result`."""
+        self._results.append(result)
+        if result.refit_of is None:
+            known = {one.number: one for one in (*self._together, *self._front.members, *self._front.nearest, result)}
+            self._front = self._of(list(known.values()))
+        else:
+            self._together = _refitted(self._results)
+            self._front = self._of(self._results)
+        return self._front
+
+    def _of(self, results: Sequence[TrialResult]) -> ParetoFront:
+        return ParetoFront.of(results, self._objectives, self._limits, self._baseline)
+
+
+def _refitted(results: Sequence[TrialResult]) -> list[TrialResult]:
+    """The refits, and the trials that they go on from."""
+    parents = {result.refit_of for result in results if result.refit_of is not None}
+    return [result for result in results if result.refit_of is not None or result.number in parents]
 
 
 def unusable(metrics: dict[str, float], objectives: Sequence[Objective], limits: Sequence[Limit]) -> str | None:
@@ -237,16 +283,15 @@ def _drop(result: TrialResult, baseline: dict[str, float]) -> float:
     return baseline["accuracy"] - result.metrics["accuracy"]
 
 
-def _distance_to_ideal(
-    metrics: dict[str, float], objectives: Sequence[Objective], baseline: dict[str, float], members: Sequence[TrialResult]
-) -> float:
-    total = 0.0
-    for objective in objectives:
-        losses = [_scale(member.metrics, objective, baseline) for member in members]
-        low, high = min(losses), max(losses)
-        if high > low:
-            total += ((_scale(metrics, objective, baseline) - low) / (high - low)) ** 2
-    return math.sqrt(total)
+def _distances_to_ideal(
+    members: Sequence[TrialResult], objectives: Sequence[Objective], baseline: dict[str, float]
+) -> NDArray[np.float64]:
+    """Of each of `members`, every objective scaled to the range that it has in them; one that has no range does not count."""
+    losses = np.array([[_scale(member.metrics, objective, baseline) for objective in objectives] for member in members])
+    low, high = losses.min(axis=0), losses.max(axis=0)
+    scaled = (losses - low) / np.where(high > low, high - low, 1.0)
+    distances: NDArray[np.float64] = np.sqrt((scaled**2).sum(axis=1))
+    return distances
 
 
 def _scale(metrics: dict[str, float], objective: Objective, baseline: dict[str, float]) -> float:

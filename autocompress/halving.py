@@ -17,7 +17,8 @@ from autocompress.front import missed
 from autocompress.objective import Limit, Objective
 from autocompress.result import Rung
 
-Losses = Sequence[float]
+Losses = Sequence[float] | NDArray[np.float64]
+ManyLosses = Sequence[Losses] | NDArray[np.float64]
 
 # The reference point lies that far, as a share of the range among the trials compared, beyond the worst of them: the
 # worst in one objective has a contribution too.
@@ -45,7 +46,8 @@ class Ladder:
     """The rungs that the trials of a search have reached, and who goes on from there.
 
     Sizes and times are compared as logarithms. What a rung does not know of an objective (it is measured at the end
-    only) does not count; a trial beyond a limit on what it does know is behind all that keep to it.
+    only) does not count, nor do trials that do not know what it knows; a trial beyond a limit on what it does know is
+    behind all that keep to it.
     """
 
     def __init__(
@@ -55,34 +57,33 @@ class Ladder:
         self._objectives = objectives
         self._limits = limits
         self._baseline = baseline
-        self._rungs: dict[int, tuple[Rung, ...]] = {}
+        self._trials: dict[int, tuple[_Standing, ...]] = {}
 
     def reached(self, number: int, rungs: Sequence[Rung]) -> None:
         """Notes all the rungs that a trial has reached so far."""
-        self._rungs[number] = tuple(rungs)
+        self._trials[number] = tuple(self._standing(rung) for rung in rungs)
 
     def goes_on(self, number: int, steps: int) -> bool:
         """Whether a trial of so many `steps` goes on from the last of its rungs."""
-        rung = self._rungs[number][-1]
-        if rung.step not in {round(share * steps) for share in self._halving.rungs} or rung.step >= steps:
+        now = self._trials[number][-1]
+        if now.step not in {round(share * steps) for share in self._halving.rungs} or now.step >= steps:
             return True
-        others = [self._at(rung.step, rungs) for other, rungs in self._rungs.items() if other != number]
+        others = [_at(now.step, trial) for other, trial in self._trials.items() if other != number]
         there = [other for other in others if other is not None]
-        if self._misses(rung):
-            return all(self._misses(other) for other in there) and self._among_best(rung, there)
-        return self._among_best(rung, [other for other in there if not self._misses(other)])
+        if now.misses:
+            return all(other.misses for other in there) and self._among_best(now, there)
+        return self._among_best(now, [other for other in there if not other.misses])
 
-    def _among_best(self, rung: Rung, others: Sequence[Rung]) -> bool:
-        known = [objective for objective in self._objectives if objective.metric in _metrics(rung)]
-        if not known:
+    def _among_best(self, now: "_Standing", others: Sequence["_Standing"]) -> bool:
+        losses = np.array([now.losses, *(other.losses for other in others)])
+        known = losses[:, ~np.isnan(losses[0])]
+        if not known.size:
             return True
-        return goes_on(_losses(rung, known), [_losses(other, known) for other in others], self._halving.eta)
+        comparable = known[~np.isnan(known).any(axis=1)]
+        return goes_on(comparable[0], comparable[1:], self._halving.eta)
 
-    def _at(self, step: int, rungs: Sequence[Rung]) -> Rung | None:
-        """How a trial stood when it had trained so many steps; None when it never had."""
-        if not rungs or rungs[-1].step < step:
-            return None
-        return max((rung for rung in rungs if rung.step <= step), key=lambda rung: rung.step)
+    def _standing(self, rung: Rung) -> "_Standing":
+        return _Standing(rung.step, _losses(rung, self._objectives), self._misses(rung))
 
     def _misses(self, rung: Rung) -> bool:
         # Not by its score: that is what training is for.
@@ -90,7 +91,7 @@ class Ladder:
         return bool(missed(rung.metrics, known, self._baseline))
 
 
-def goes_on(candidate: Losses, others: Sequence[Losses], eta: float) -> bool:
+def goes_on(candidate: Losses, others: ManyLosses, eta: float) -> bool:
     """True when `candidate` is among the best 1/eta of itself and the `others` that reached the same rung.
 
     Losses are to be small, one an objective, in the same order; each is scaled to the range that it has in all of them.
@@ -100,7 +101,7 @@ def goes_on(candidate: Losses, others: Sequence[Losses], eta: float) -> bool:
     count = len(others) + 1
     if count < eta:
         return True
-    scaled = _scaled(np.asarray([candidate, *others], dtype=float))
+    scaled = _scaled(np.concatenate([[candidate], others]))
     ranks = moocore.pareto_rank(scaled)
     places = math.ceil(count / eta) - int((ranks < ranks[0]).sum())
     return places > 0 and _outlasts(scaled[ranks == ranks[0]], places)
@@ -133,13 +134,26 @@ def _contributions(layer: NDArray[np.float64]) -> NDArray[np.float64]:
     return contributions
 
 
-def _metrics(rung: Rung) -> dict[str, float]:
-    return {**rung.metrics, "accuracy": rung.accuracy}
+@dataclass(frozen=True)
+class _Standing:
+    """A rung as it is compared: the losses, NaN where the rung does not know, and whether it is beyond a limit."""
+
+    step: int
+    losses: tuple[float, ...]
+    misses: bool
 
 
-def _losses(rung: Rung, objectives: Sequence[Objective]) -> list[float]:
-    metrics = _metrics(rung)
-    return [
-        math.log(max(metrics[objective.metric], 1e-9)) if objective.goal == "min" else -metrics[objective.metric]
-        for objective in objectives
-    ]
+def _at(step: int, trial: Sequence[_Standing]) -> _Standing | None:
+    """How a trial stood when it had trained so many steps; None when it never had."""
+    if not trial or trial[-1].step < step:
+        return None
+    for standing in reversed(trial):
+        if standing.step <= step:
+            return standing
+    return None
+
+
+def _losses(rung: Rung, objectives: Sequence[Objective]) -> tuple[float, ...]:
+    metrics = {**rung.metrics, "accuracy": rung.accuracy}
+    values = [(objective.goal, metrics.get(objective.metric, math.nan)) for objective in objectives]
+    return tuple(math.log(max(value, 1e-9)) if goal == "min" else -value for goal, value in values)

@@ -10,7 +10,7 @@ from typing import Protocol
 from autocompress.drivers import Listener
 from autocompress.experiment import Experiment
 from autocompress.folder import RunFolder, write_whole
-from autocompress.front import ParetoFront
+from autocompress.front import FrontSoFar, ParetoFront
 from autocompress.opened import read_front
 from autocompress.result import Rung, TrialResult
 from autocompress.search import Asked
@@ -97,13 +97,8 @@ class FrontFile:
 
     def __init__(self, folder: RunFolder, experiment: Experiment, baseline: dict[str, float]) -> None:
         self._folder = folder
-        self._objectives = experiment.parsed_objectives
-        self._limits = experiment.parsed_limits
-        self._baseline = baseline
-        self._results = folder.results()
-        self._refitted = any(result.refit_of is not None for result in self._results)
+        self._so_far = FrontSoFar(experiment.parsed_objectives, experiment.parsed_limits, baseline, folder.results())
         self._before = read_front(folder) if folder.front_json.exists() else None
-        self._front = self._front_of(self._results)
         self._is_stored = False
 
     def started(self, asked: Asked) -> None:
@@ -113,21 +108,14 @@ class FrontFile:
         """Nothing changes."""
 
     def finished(self, result: TrialResult) -> None:
-        self._results.append(result)
-        self._refitted = self._refitted or result.refit_of is not None
-        # The front of the front and one more is the front of all, but for seeds of one trial, which are judged together.
-        known = self._results if self._refitted else (*self._front.members, *self._front.nearest, result)
-        front = self._front_of(known)
-        if not self._is_stored or _numbers(front) != _numbers(self._front):
+        before = _numbers(self._so_far.front)
+        front = self._so_far.add(result)
+        if not self._is_stored or _numbers(front) != before:
             self._store(front)
-        self._front = front
 
     def write(self) -> ParetoFront:
         """Stores and returns the front of all results so far."""
-        return self._store(self._front_of(self._results))
-
-    def _front_of(self, results: Sequence[TrialResult]) -> ParetoFront:
-        return ParetoFront.of(results, self._objectives, self._limits, self._baseline)
+        return self._store(self._so_far.front)
 
     def _store(self, front: ParetoFront) -> ParetoFront:
         if (before := self._before) is not None:

@@ -1,6 +1,7 @@
 """What a search looks like while it runs: a live view on a terminal, one line a finished trial elsewhere."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autocompress.experiment import Budget, Experiment
-from autocompress.front import ParetoFront
+from autocompress.front import FrontSoFar, ParetoFront
 from autocompress.listeners import Silent, View
 from autocompress.result import Rung, Status, TrialResult
 from autocompress.search import Asked
@@ -52,6 +53,23 @@ class Tally:
     first_trial: float | None = None
     refitting: bool = False
 
+    def __post_init__(self) -> None:
+        objectives, limits = self.experiment.parsed_objectives, self.experiment.parsed_limits
+        self._front = FrontSoFar(objectives, limits, self.baseline, self.results)
+        self._ends = Counter(result.status for result in self.results)
+        self._sampled = sum(result.refit_of is None for result in self.results)
+        self._used = {True: 0.0, False: 0.0}  # worker-seconds, by whether it was in this session
+        for place, result in enumerate(self.results):
+            self._used[place >= self.before] += result.compute
+
+    def finished(self, result: TrialResult) -> None:
+        """A trial is over."""
+        self.results.append(result)
+        self._front.add(result)
+        self._ends[result.status] += 1
+        self._sampled += result.refit_of is None
+        self._used[True] += result.compute
+
     def started(self, asked: Asked) -> bool:
         """A trial begins; True when it is the first refit. The pace is counted from the first: before it, workers started."""
         if self.first_trial is None:
@@ -67,29 +85,29 @@ class Tally:
     @property
     def sampled(self) -> int:
         """The trials that count as such: a refit does not."""
-        return sum(result.refit_of is None for result in self.results)
+        return self._sampled
 
     @property
     def used(self) -> float:
         """Worker-seconds up to now, without the trials under way."""
-        return self.spent + sum(result.compute for result in self.results)
+        return self.spent + sum(self._used.values())
 
     def front(self) -> ParetoFront:
-        return ParetoFront.of(self.results, self.experiment.parsed_objectives, self.experiment.parsed_limits, self.baseline)
+        return self._front.front
 
     def seconds_left(self) -> float | None:
         """Until the budget is used up, by whichever part of it is first, at the pace so far; None when nobody can tell."""
         ends = []
         now = time.monotonic()
-        here = self.results[self.before :]
+        here = len(self.results) - self.before
         pace = (now - self.first_trial) if self.first_trial is not None and here else None
         if self.budget.minutes is not None:
             ends.append(self.budget.minutes * 60 - (now - self.began))
-        if self.budget.worker_seconds is not None and pace is not None and (used := sum(result.compute for result in here)):
+        if self.budget.worker_seconds is not None and pace is not None and (used := self._used[True]):
             ends.append((self.budget.worker_seconds - self.used) * pace / used)
         # Where refits follow, the end of the sampling is not the end.
         if self.budget.trials is not None and pace is not None and self.experiment.refit is None:
-            ends.append((self.budget.trials - self.sampled) * pace / len(here))
+            ends.append((self.budget.trials - self.sampled) * pace / here)
         return max(0.0, min(ends)) if ends else None
 
     def share(self) -> float:
@@ -113,7 +131,7 @@ class Tally:
         return ", ".join(parts)
 
     def count(self, status: Status) -> int:
-        return sum(result.status is status for result in self.results)
+        return self._ends[status]
 
 
 @dataclass
@@ -180,7 +198,7 @@ class PlainView:
     def finished(self, result: TrialResult) -> None:
         tally = self._tally
         assert tally is not None
-        tally.results.append(result)
+        tally.finished(result)
         parts = [tally.done_of(), *_early_ends(tally)]
         if (seconds := tally.seconds_left()) is not None:
             parts.append(f"{_clock(seconds)} left")
@@ -241,7 +259,7 @@ class LiveView:
         tally = self._tally
         assert tally is not None
         self._running.pop(result.number, None)
-        tally.results.append(result)
+        tally.finished(result)
         self._best = self._best_so_far(tally)
         news = f"trial {result.number}: {result_in_words(result, tally.baseline)}"
         if result.status is Status.FAILED:

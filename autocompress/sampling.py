@@ -1,10 +1,13 @@
 """How policies are made: a sampler by its name, and the space asked with a trial of the study."""
 
+from collections.abc import Collection, Container
+from copy import deepcopy as copied
 from typing import TYPE_CHECKING, Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.trial import BaseTrial, TrialState, create_trial
+from optuna.trial import BaseTrial, FrozenTrial, TrialState, create_trial
 from pydantic import ValidationError
 
 from autocompress.errors import InputError, unknown_name
@@ -17,6 +20,11 @@ if TYPE_CHECKING:
     from autocompress.prior import Prior
 
 SAMPLERS = ("tpe", "nsga2", "random")
+# TPE takes time in proportion to the trials that it goes by, before every trial and while workers wait. Of the others it
+# lets the weight go to nothing by itself, the older they are; the best, which it aims at, must not be forgotten.
+LATEST = 500
+_LEARNT_FROM = (TrialState.COMPLETE, TrialState.PRUNED)
+_UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 _REHEARSALS = 20
 
 
@@ -40,10 +48,14 @@ def rehearse(experiment: Experiment, layers: Layers, prior: "Prior | None") -> N
         sampled(experiment, layers, study.ask(), prior)
 
 
-def sampler_named(name: str, seed: int, budget: Budget) -> BaseSampler:
+def sampler_named(name: str, seed: int, budget: Budget, *, best: Collection[int] = ()) -> BaseSampler:
+    """A new sampler, for one trial. TPE goes by the `LATEST` trials that have ended, and the `best`, given by their numbers.
+
+    Of a study with no more trials than that it proposes what Optuna's own would. Raises `UnknownNameError`.
+    """
     match name:
         case "tpe":
-            return TPESampler(multivariate=True, seed=seed)
+            return _LatestTPE(best, seed)
         case "nsga2":
             # Optuna's population of 50 would spend a budget of 50 trials on random ones.
             population = 50 if budget.trials is None else min(50, max(8, budget.trials // 5))
@@ -51,6 +63,50 @@ def sampler_named(name: str, seed: int, budget: Budget) -> BaseSampler:
         case "random":
             return RandomSampler(seed=seed)
     raise unknown_name("sampler", name, SAMPLERS)
+
+
+class _LatestTPE(TPESampler):
+    """TPE as it is, for one trial, over a part of the study."""
+
+    def __init__(self, best: Collection[int], seed: int) -> None:
+        super().__init__(multivariate=True, seed=seed)
+        self._best = best
+        self._part: _Part | None = None
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return super().infer_relative_search_space(self._part_of(study), trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return super().sample_relative(self._part_of(study), trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return super().sample_independent(self._part_of(study), trial, param_name, param_distribution)
+
+    def _part_of(self, study: optuna.Study) -> "_Part":
+        self._part = self._part or _Part(study, self._best)
+        return self._part
+
+
+class _Part(optuna.Study):
+    """A study as it is now, of which only the `LATEST` trials that TPE can learn from, the `best` and unfinished ones show."""
+
+    def __init__(self, study: optuna.Study, best: Collection[int]) -> None:
+        self.__dict__.update(study.__dict__)
+        trials = study.get_trials(deepcopy=False)
+        ended = [trial.number for trial in trials if trial.state in _LEARNT_FROM]
+        shown = {*ended[-LATEST:], *best}
+        self._shown = [trial for trial in trials if trial.number in shown or trial.state in _UNFINISHED]
+
+    # Samplers read trials by this method only. Should they stop doing so, they see all trials again, and take longer.
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        shown = [trial for trial in self._shown if states is None or trial.state in states]
+        return copied(shown) if deepcopy else shown
 
 
 def start_params(experiment: Experiment, prior: "Prior | None") -> list[dict[str, Any]]:

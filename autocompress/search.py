@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from autocompress.errors import InputError, unknown_name
 from autocompress.experiment import Experiment
-from autocompress.front import ParetoFront, missed, unusable
+from autocompress.front import FrontSoFar, ParetoFront, missed, unusable
 from autocompress.halving import Ladder
 from autocompress.layer import Layers
 from autocompress.policy import Policy
@@ -70,7 +70,7 @@ class Search:
 
     **Seeds.** What is sampled for a trial depends on the experiment's seed, the trial's number and the results told so
     far. Told in order, the same seed gives the same policies, in one session or many. (A sampler object of the user's
-    keeps its own random state, which a new session begins anew.)
+    keeps its own random state, which a new session begins anew.) TPE goes by the latest 500 trials and the front.
 
     **Rungs.** Every rung of a running trial is reported; the answer says whether the trial goes on. When the sampling is
     over, the best are asked for once more as refits, each a trial of its own with the parameters of the first.
@@ -103,7 +103,8 @@ class Search:
         rehearse(experiment, layers, prior)
         self._results: list[TrialResult] = []
         self._hypervolumes: list[float] = []
-        self._front = ParetoFront.of([], self._objectives, self._limits, baseline)
+        self._front = FrontSoFar(self._objectives, self._limits, baseline)
+        self._sampled = 0  # of the results: without refits
         self._told: set[int] = set()
         self._finished: dict[str, TrialResult] = {}  # by the key of the policy
         self._running: dict[int, Asked] = {}
@@ -132,7 +133,7 @@ class Search:
 
     @property
     def front(self) -> ParetoFront:
-        return self._front
+        return self._front.front
 
     @property
     def hypervolumes(self) -> list[float]:
@@ -231,9 +232,8 @@ class Search:
     def _sampling_over(self) -> str | None:
         budget, refit = self._experiment.budget, self._experiment.refit
         share = 1.0 if refit is None else 1 - refit.share
-        sampled = sum(result.refit_of is None for result in self._results)
         running = sum(asked.refit_of is None for asked in self._running.values())
-        if budget.trials is not None and sampled + running >= budget.trials:
+        if budget.trials is not None and self._sampled + running >= budget.trials:
             return f"the budget of {budget.trials} trials is used up"
         if budget.minutes is not None and time.monotonic() >= self._began + 60 * budget.minutes * share:
             return f"the time of {budget.minutes:g} minutes is up"
@@ -320,7 +320,8 @@ class Search:
             return chosen
         # A new one each time: with a seed of its own, a trial is sampled alike in whichever session it is asked for.
         name = "random" if self._repeats >= RANDOM_AFTER else chosen
-        return sampler_named(name, self._seed(number, "sampler"), self._experiment.budget)
+        best = {result.number for result in (*self.front.members, *self.front.nearest)}
+        return sampler_named(name, self._seed(number, "sampler"), self._experiment.budget, best=best)
 
     def _seed(self, number: int, purpose: Literal["trial", "sampler"]) -> int:
         spawn = (number, 0 if purpose == "trial" else 1)
@@ -334,14 +335,13 @@ class Search:
         self._finished.setdefault(_key(result), result)
         self._spent += result.compute
         if result.refit_of is None:
+            self._sampled += 1
             self._last_sampled = max(self._last_sampled, result.number)
             if self._ladder is not None:
                 self._ladder.reached(result.number, result.rungs)
-        # The front of the front and one more is the front of all, but for seeds of one policy, which are judged together.
-        known = (*self._front.members, *self._front.nearest, result) if result.refit_of is None else self._results
-        self._front = ParetoFront.of(known, self._objectives, self._limits, self._baseline)
+        front = self._front.add(result)
         before = self._hypervolumes[-1] if self._hypervolumes else 0.0
-        self._hypervolumes.append(max(before, self._front.hypervolume()))
+        self._hypervolumes.append(max(before, front.hypervolume()))
         return result
 
     def _close(self, trial: Trial, result: TrialResult) -> None:

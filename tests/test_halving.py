@@ -197,3 +197,16 @@ def test_what_a_rung_does_not_know_does_not_count() -> None:
     found.reached(9, [Rung(step=0, accuracy=0.4)])
     assert found.goes_on(8, steps=100)
     assert not found.goes_on(9, steps=100)
+
+
+def test_what_a_trial_knows_is_not_compared_with_what_others_do_not_know() -> None:
+    """A search that began without halving has measured no file at the first rung."""
+    found = ladder()
+    for number in range(5):
+        found.reached(number, [Rung(step=0, accuracy=0.9)])
+    found.reached(8, [rung(0, 0.4)])
+    assert found.goes_on(8, steps=100)  # nobody has measured its size so far
+    for number in range(10, 15):
+        found.reached(number, [rung(0, 0.5 + number / 100)])
+    found.reached(9, [rung(0, 0.4)])
+    assert not found.goes_on(9, steps=100)

@@ -10,7 +10,7 @@ from autocompress.experiment import Budget, Experiment
 from autocompress.policy import Policy
 from autocompress.progress import LiveView, PlainView, Tally, result_in_words
 from autocompress.refitting import Refit
-from autocompress.result import Rung, TrialResult
+from autocompress.result import Rung, Status, TrialResult
 from autocompress.search import Asked
 from autocompress.testing import ToyTask
 from search_spaces import uniform
@@ -52,6 +52,20 @@ def test_what_came_of_a_trial_in_words() -> None:
         "trial 1 trained further: 17.5x smaller, 3.64x faster, accuracy 0.9760 (-50% channels, w4 a8, 107 steps, KD T=4)"
     )
     assert result_in_words(made_failure(3, "out of memory"), BASELINE) == "failed: out of memory"
+
+
+def test_a_tally_that_has_heard_of_each_trial_is_one_that_knew_them_all() -> None:
+    results = [*made_refits(), made_result(1, 60_000, 0.3, 0.98), made_halted(0), made_failure(9, "it burst")]
+    budget: dict[str, Any] = {"trials": 40, "worker_seconds": 500}
+    heard = tally_of(results[:2], before=2, spent=3.0, **budget)
+    for result in results[2:]:
+        heard.finished(result)
+    known = tally_of(results, before=2, spent=3.0, **budget)
+    assert (heard.sampled, heard.used, heard.done_of()) == (known.sampled, known.used, known.done_of())
+    assert heard.sampled == 3
+    assert [heard.count(status) for status in Status] == [known.count(status) for status in Status] == [4, 1, 1]
+    assert heard.front() == known.front()
+    assert heard.seconds_left() == pytest.approx(known.seconds_left(), abs=0.1)
 
 
 def test_a_log_has_a_line_for_every_trial_that_says_how_far_the_search_is() -> None:

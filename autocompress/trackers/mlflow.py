@@ -149,7 +149,7 @@ class MlflowTracker:
             try:
                 store = store or self._open()
                 store.log_trial(result)
-                self._written |= store.written
+                self._written.add(result.number)
                 store.log_growth(point)
             except Exception as error:  # noqa: BLE001  # whatever MLflow, a network or a database raises: the record has it all
                 _log.warning("MLflow at %s: %s; trying again in a minute", self._run.tracking_uri, one_line(error))
@@ -159,6 +159,7 @@ class MlflowTracker:
 
     def _open(self) -> "Store":
         store, self._run = _open(self._folder, self._uri, self._run, self._layers)
+        self._written |= store.written
         return store
 
     def _finish(self, store: "Store | None") -> None:

@@ -279,7 +279,8 @@ def test_a_rival_that_beats_the_run_is_said_to(alone: Path, tmp_path: Path, caps
     results = RunFolder(run).results()
     poor = [result.model_copy(update={"metrics": {**result.metrics, "accuracy": 0.0}}) for result in results]
     (run / "trials.jsonl").write_text("".join(result.to_json() + "\n" for result in poor))
-    assert call("baseline", run, "--rivals", "uniform", "--worker-seconds", "0.3", "--driver", "local", "--quiet") == 0
+    # On some CPUs integers are no faster than floats in so small a network: time enough for policies with fewer channels.
+    assert call("baseline", run, "--rivals", "uniform", "--worker-seconds", "12", "--driver", "local", "--quiet") == 0
     out = capsys.readouterr().out
     assert re.search(r"^│uniform .* never ", out, re.MULTILINE)
     assert "The search did not reach what uniform came to" in out

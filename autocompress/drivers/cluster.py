@@ -172,13 +172,14 @@ def _last_line(text: str) -> str:
 
 @contextmanager
 def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    added = {name: value for name, value in settings.items() if name not in os.environ}
-    os.environ.update(added)
+    before = dict(os.environ)
+    os.environ.update({name: value for name, value in settings.items() if name not in before})
     try:
         yield
     finally:
-        for name in added:
+        for name in os.environ.keys() - before.keys():  # Ray adds some of its own
             os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 @contextmanager

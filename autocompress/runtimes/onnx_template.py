@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import onnx
@@ -139,6 +139,6 @@ def _keys(model: nn.Module, arrays: Arrays) -> Iterator[Hashable]:
 
 
 def _settings(module: nn.Module) -> str:
-    plain = bool | int | float | str | tuple | list | None
+    plain = (bool, int, float, str, tuple, list, type(None))
     known = {name: value for name, value in vars(module).items() if isinstance(value, plain) and name not in _WIDTHS}
     return repr(sorted(known.items()))

@@ -172,7 +172,7 @@ assert [result.status for result in search.results] == ["failed", "complete"], s
 assert [event for event in ear.heard if event[0] != "rung"] == [
     ("started", 0), ("finished", 0), ("started", 1), ("finished", 1)
 ], ear.heard
-assert os.environ == before, dict(os.environ.items() - before.items())
+assert os.environ == before, dict(os.environ.items() ^ before.items())
 """
 
 

@@ -1,0 +1,106 @@
+"""A graph that is used again is, byte for byte, what torch would have exported."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autocompress.baseline import Baseline, Data
+from autocompress.compress import compress
+from autocompress.policy import LayerPolicy, Policy
+from autocompress.runtimes import onnx_graph, onnx_template
+from autocompress.runtimes.onnxruntime import export
+from autocompress.testing import ToyTask
+
+NAMES = ("stem", "conv1", "conv2", "head")
+
+
+class Exports(list[str]):
+    """Counts the calls of torch's exporter."""
+
+
+@pytest.fixture(autouse=True)
+def exports(monkeypatch: pytest.MonkeyPatch) -> Exports:
+    counted, exported = Exports(), onnx_graph._exported
+
+    def counting(model: nn.Module, example: Tensor) -> Any:
+        counted.append(type(model).__name__)
+        return exported(model, example)
+
+    monkeypatch.setattr(onnx_graph, "_exported", counting)
+    monkeypatch.setattr(onnx_template, "_templates", type(onnx_template._templates)())
+    return counted
+
+
+def student_of(task: ToyTask, baseline: Baseline, data: Data, layer: LayerPolicy, **shares: float) -> nn.Module:
+    policy = Policy(layers=dict.fromkeys(NAMES, layer), channel_sparsity=shares)
+    return compress(baseline.model(task), policy, torch.tensor(data["train"][0]))
+
+
+@pytest.mark.parametrize("activation_bits", [8, None])
+def test_other_weights_and_widths_need_no_second_export(
+    activation_bits: Any, toy_task: ToyTask, toy_baseline: Baseline, toy_data: Data, exports: Exports
+) -> None:
+    example = torch.tensor(toy_data["train"][0][:4])
+    whole = LayerPolicy(weight_bits=4, activation_bits=activation_bits)
+    first = student_of(toy_task, toy_baseline, toy_data, whole)
+    others = [
+        student_of(toy_task, toy_baseline, toy_data, LayerPolicy(weight_bits=3, activation_bits=activation_bits)),
+        student_of(toy_task, toy_baseline, toy_data, whole, conv1=0.5),
+    ]
+    export(first, example)
+    same_shapes, cut = (export(student, example) for student in others)
+    assert len(exports) <= 2, "the head reads a flattened value: other channels may need a graph of their own"
+    for student, file in zip(others, (same_shapes, cut), strict=True):
+        onnx_template._templates.clear()
+        assert export(student, example) == file
+
+
+def test_a_flattened_width_is_a_number_in_the_graph(exports: Exports) -> None:
+    """A Reshape holds it: a graph of other channels is not used."""
+
+    def network(channels: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, channels, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36 * channels, 3)).eval()
+
+    example = torch.randn(4, 1, 8, 8)
+    for channels in (4, 6, 4):
+        export(network(channels), example)
+    assert len(exports) == 2
+
+
+def test_settings_count(exports: Exports) -> None:
+    example = torch.randn(4, 1, 8, 8)
+    for padding in (0, 1, 0):
+        conv = nn.Conv2d(1, 4, 3, padding=padding)
+        export(nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval(), example)
+    assert len(exports) == 2
+
+
+def test_scalars_that_were_equal_by_chance_are_told_apart(exports: Exports) -> None:
+    """torch stores equal constants once; what is exported later has them different."""
+
+    class Gained(nn.Module):
+        gain: Tensor
+
+        def __init__(self, gain: float) -> None:
+            super().__init__()
+            self.register_buffer("gain", torch.tensor(gain))
+
+        def forward(self, values: Tensor) -> Tensor:
+            return values * self.gain
+
+    class Leaf(nn.Module):
+        def __init__(self, first: float, second: float) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.one, self.other = nn.Conv2d(1, 2, 3), Gained(first), Gained(second)
+
+        def forward(self, images: Tensor) -> Tensor:
+            result: Tensor = self.other(torch.relu(self.one(self.conv(images)))).flatten(1)
+            return result
+
+    example = torch.randn(4, 1, 8, 8)
+    files = [export(Leaf(*gains).eval(), example) for gains in ((2.0, 2.0), (2.0, 3.0), (2.0, 2.0))]
+    assert files[0] == files[2] != files[1]
+    assert exports

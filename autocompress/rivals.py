@@ -1,6 +1,6 @@
 """The rivals of a search: plain ways to find compressed models, each as an experiment of its own.
 
-None of them has sensitivities, a prior, early stopping, repair or refits.
+None of them has sensitivities, a prior, early stopping or repair. Their best are trained further as those of the search are.
 """
 
 from collections import Counter
@@ -53,9 +53,9 @@ def rival_experiment(
 ) -> Experiment:
     """The experiment of one rival of a search of `experiment` that has brought the `results`.
 
-    It has the same task, objectives, limits, target and seed, and `worker_seconds` to spend. `uniform` treats all layers
-    alike: some usual policies, then a grid from coarse to fine. `random`, `nsga2` and `tpe` sample the raw space: that of
-    the experiment or, when it is guided, the joint one with the same fine-tuning steps; with ``-warm`` they begin with the
+    It has the same task, objectives, limits, target, refits and seed, and `worker_seconds` to spend. `uniform` treats all
+    layers alike: some usual policies, then a grid from coarse to fine. `random`, `nsga2` and `tpe` sample the raw space: that
+    of the experiment or, when it is guided, the joint one with the same fine-tuning steps; with ``-warm`` they begin with the
     usual uniform policies. `uncompressed` only fine-tunes, as the trials were fine-tuned. Raises `UnknownNameError`, and
     `ExperimentError` for a warm start in a space without levels for the whole network.
     """
@@ -64,7 +64,6 @@ def rival_experiment(
     plain = replace(
         experiment,
         halving=None,
-        refit=None,
         sampler="random",
         start=(),
         budget=Budget(trials=None, worker_seconds=worker_seconds),
@@ -207,7 +206,7 @@ def _uncompressed(experiment: Experiment, results: Sequence[TrialResult]) -> Exp
         for steps, rate, teacher in product(reversed(lengths), rates, reversed(range(len(teachers))))
     ]
     budget = replace(experiment.budget, trials=len(grid) if lengths != [0] else 1)
-    return replace(experiment, space=space, start=grid, budget=budget)
+    return replace(experiment, space=space, start=grid, budget=budget, refit=None)
 
 
 def _without_repair(space: Space) -> Space:

@@ -31,7 +31,6 @@ from autocompress.drivers.local import LocalDriver
 from autocompress.errors import InputError
 from autocompress.experiment import Experiment
 from autocompress.folder import RunFolder
-from autocompress.front import ParetoFront
 from autocompress.policy import Policy
 from autocompress.run import run_search
 
@@ -151,7 +150,6 @@ def _summary(rows: pd.DataFrame) -> pd.DataFrame:
     last = rows.groupby(["searcher", "seed"]).agg(
         volume=("hypervolume", "last"), seconds=("worker_seconds", "max"), trials=("number", "count")
     )
-    last["test"] = pd.NA
     table = last.groupby("searcher").agg(
         mean=("volume", "mean"),
         lowest=("volume", "min"),
@@ -212,4 +210,3 @@ if __name__ == "__main__":
         main(standalone_mode=False)
     except InputError as error:
         sys.exit(f"error: {error}")
-    _ = ParetoFront

@@ -8,6 +8,7 @@ from optuna.samplers import NSGAIISampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import BaseTrial
 
+from autocompress.compute import UNCOMPRESSED
 from autocompress.errors import ExperimentError, UnknownNameError
 from autocompress.experiment import Budget, Experiment
 from autocompress.halving import Halving
@@ -92,7 +93,7 @@ def test_a_rival_has_the_same_task_and_none_of_the_machinery(name: str) -> None:
         EXPERIMENT.seed,
     )
     assert theirs.halving is None
-    assert theirs.refit is None
+    assert theirs.refit == (None if name == UNCOMPRESSED else EXPERIMENT.refit)
     assert not theirs.needs_prior
     assert theirs.budget.worker_seconds == 400
     assert theirs.budget.minutes is None

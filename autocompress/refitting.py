@@ -4,13 +4,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from autocompress.errors import ExperimentError
-from autocompress.front import hypervolume, missed
+from autocompress.front import ParetoFront, hypervolume, missed
 from autocompress.objective import Limit, Objective
 from autocompress.result import Status, TrialResult
 
 # Further training wins back about half of what compression has lost.
 _WON_BACK = 0.5
-# More candidates than that cost time and hardly ever differ from better ones.
+# Besides the front so many of the latest: more candidates cost time and hardly ever differ from better ones.
 _CANDIDATES = 200
 
 
@@ -52,9 +52,12 @@ def next_to_refit(
     known = [result.metrics for result in complete if not missed(result.metrics, limits, baseline)]
     known += [_hoped(result, objectives, baseline) for result in complete if result.number in taken]
     best, most = None, hypervolume(known, objectives, baseline) + 1e-9
-    for result in complete[-_CANDIDATES:]:
+    front = {member.number for member in ParetoFront.of(results, objectives, limits, baseline).members}
+    candidates = [result for result in complete if result.refit_of is None and result.number not in taken]
+    oldest = max(0, len(candidates) - _CANDIDATES)
+    for result in [result for place, result in enumerate(candidates) if place >= oldest or result.number in front]:
         hoped = _hoped(result, objectives, baseline)
-        if result.refit_of is not None or result.number in taken or missed(hoped, limits, baseline):
+        if missed(hoped, limits, baseline):
             continue
         volume = hypervolume([*known, hoped], objectives, baseline)
         if volume > most:

@@ -257,7 +257,9 @@ class Search:
             parent = found
         else:
             return None
-        steps = self._affordable(parent, refit.steps or _REFIT_TIMES * parent.policy.finetune.steps)
+        # One that was best without any training goes on for as long as the others do.
+        trained = parent.policy.finetune.steps or max(result.policy.finetune.steps for result in self._results)
+        steps = self._affordable(parent, refit.steps or _REFIT_TIMES * trained)
         if steps < max(1, parent.policy.finetune.steps // 2):
             return None
         finetune = parent.policy.finetune.model_copy(update={"steps": steps})

@@ -42,6 +42,12 @@ def test_one_beyond_a_limit_that_training_may_bring_within_is_a_candidate() -> N
     assert chosen([made_result(0, 9_000, 0.15, bound - 0.2)]) is None
 
 
+def test_a_member_of_the_front_is_a_candidate_however_old() -> None:
+    best = made_result(0, 9_000, 0.15, 0.960)
+    later = [made_result(number, 300_000 + number, 0.7, 0.950) for number in range(1, 260)]
+    assert chosen([best, *later]) == 0
+
+
 @pytest.mark.parametrize("settings", [{"models": 0}, {"seeds": 0}, {"steps": 0}, {"share": 0.0}, {"share": 1.0}])
 def test_a_refit_that_makes_no_sense_is_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ExperimentError, match="refit"):

@@ -37,7 +37,7 @@ class NormStatistics:
         mean, var = _moments(inputs)
         ratio = (var + norm.eps) / (self.var[channels] + norm.eps)
         norm.running_mean = self.running_mean[channels] + mean - self.mean[channels]
-        norm.running_var = self.running_var[channels] * ratio
+        norm.running_var = ((self.running_var[channels] + norm.eps) * ratio - norm.eps).clamp_min(0)
 
 
 def reestimate_batch_norm(model: nn.Module, inputs: Tensor, but: Collection[nn.Module] = ()) -> None:

@@ -91,11 +91,13 @@ def _left(graph: Any, reference: nn.Module, doomed: dict[str, list[int]]) -> dic
     layers, norms = {}, {}
     for name, module in reference.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            numbers = per_channel(torch.arange(len(module.weight)), module.weight)
-            module.weight.data = numbers.expand_as(module.weight).to(module.weight)
+            # In single precision: half of it cannot tell 599 from 600.
+            numbers = torch.arange(len(module.weight), dtype=torch.float32, device=module.weight.device)
+            module.weight.data = per_channel(numbers, module.weight).repeat(1, *module.weight.shape[1:])
             layers[name] = module
         elif isinstance(module, BatchNorm) and module.running_mean is not None:
-            module.running_mean = torch.arange(len(module.running_mean)).to(module.running_mean)
+            device = module.running_mean.device
+            module.running_mean = torch.arange(len(module.running_mean), dtype=torch.float32, device=device)
             norms[name] = module
     for root, channels in doomed.items():
         _group_at(graph, reference.get_submodule(root), channels).prune()

@@ -96,6 +96,7 @@ def _changed(student: nn.Module, teacher: nn.Module) -> set[str]:
         and layer.weight.requires_grad
         and layer.weight.dtype == torch.float32
         and uses[id(layer.weight)] == 1
+        and (layer.bias is None or uses[id(layer.bias)] == 1)
         and _is_changed(student.get_submodule(name), layer)
     }
 
@@ -191,7 +192,12 @@ def _refit_weights(sample: _Sample, module: nn.Module, arguments: tuple[Any, ...
 
 def _shift_bias(sample: _Sample, module: nn.Module, arguments: tuple[Any, ...], outputs: Tensor) -> Tensor | None:
     layer = _plain(module)
-    if layer.bias is None or len(arguments) != 1 or extent(layer, arguments[0]) != sample.extent:
+    if (
+        layer.bias is None
+        or not layer.bias.requires_grad
+        or len(arguments) != 1
+        or extent(layer, arguments[0]) != sample.extent
+    ):
         return None
     shift = sample.outputs.mean(0) - outputs_at(layer, outputs, sample.places).mean(0)
     if not shift.isfinite().all():

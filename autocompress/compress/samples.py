@@ -31,7 +31,7 @@ def choose_places(layer: Fitted, outputs: Tensor) -> Tensor:
 def outputs_at(layer: Fitted, outputs: Tensor, places: Tensor) -> Tensor:
     """The outputs at these places, shape (places, out)."""
     if isinstance(layer, nn.Linear):
-        return outputs.flatten(0, -2)[places]
+        return outputs.reshape(-1, outputs.shape[-1])[places]
     height, width = outputs.shape[2:]
     return outputs[places // (height * width), :, places // width % height, places % width]
 
@@ -39,7 +39,7 @@ def outputs_at(layer: Fitted, outputs: Tensor, places: Tensor) -> Tensor:
 def inputs_at(layer: Fitted, inputs: Tensor, places: Tensor) -> Tensor:
     """What the weights are multiplied by at these places, shape (groups, places, inputs of an output)."""
     if isinstance(layer, nn.Linear):
-        return inputs.flatten(0, -2)[places][None]
+        return inputs.reshape(-1, inputs.shape[-1])[places][None]
     windows = _windows(layer, inputs)
     height, width = windows.shape[1:3]
     patches = windows[places // (height * width), places // width % height, places % width]

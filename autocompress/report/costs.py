@@ -6,21 +6,15 @@ from rich.text import Text
 from autocompress.policy import LayerPolicy
 from autocompress.tables import CostError, CostTable, LayerCosts
 
-# Those of them that the table knows; times are the same at all numbers of bits.
-_FORMS = {
-    "float": LayerPolicy(),
-    "8 bits": LayerPolicy(weight_bits=8, activation_bits=8),
-    "4 bits": LayerPolicy(weight_bits=4, activation_bits=8),
-}
-
 
 def costs_table(costs: CostTable) -> Table:
     """The time and the bytes of each layer at full and at half width."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
     table.add_column("layer\n")
     table.add_column("channels\nin, out", justify="right")
-    forms = {words: how for words, how in _FORMS.items() if all(_knows(layer, how) for layer in costs.layers)}
-    timed = [words for words in forms if words in ("float", "8 bits")]
+    forms = {words: how for words, how in _forms(costs).items() if all(_knows(layer, how) for layer in costs.layers)}
+    # They are the same at all numbers of bits.
+    timed = [words for words in forms if words != "4 bits"]
     for words in timed:
         table.add_column(f"{words}\nms", justify="right")
     for words in forms:
@@ -32,6 +26,12 @@ def costs_table(costs: CostTable) -> Table:
             name = layer.name if inputs == layer.inputs[-1] and outputs == layer.outputs[-1] else ""
             table.add_row(Text(name), f"{inputs}, {outputs}", *times, *sizes)
     return table
+
+
+def _forms(costs: CostTable) -> dict[str, LayerPolicy]:
+    widest = costs.target.menu.integer_weight_bits
+    integer = {f"{bits} bits": LayerPolicy(weight_bits=bits, activation_bits=8) for bits in (widest, 4)}
+    return {"float": LayerPolicy()} | integer
 
 
 def costs_lines(costs: CostTable) -> list[str]:

@@ -27,10 +27,10 @@ def to_onnx(student: nn.Module, example: Tensor) -> onnx.ModelProto:
     is called ``input``, the output ``output``. Raises `ExportError`.
     """
     model = _deployed(deepcopy(student).cpu().eval())
-    exported = from_template(model)
+    exported = from_template(model, example)
     if exported is None:
         exported = _exported(model, example)
-        keep_template(model, exported)
+        keep_template(model, example, exported)
     return slim(floats_at_load(exported))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 Arrays = dict[str, NDArray[Any]]
@@ -22,7 +22,13 @@ _OF_ANY_WIDTH = {
 }
 # What a module knows of its numbers of channels: they are in the shapes of its weights too.
 _WIDTHS = {"in_channels", "out_channels", "in_features", "out_features", "num_features"}
-# A tensor that the network does not name is a constant of the graph, if it is small.
+# Nor do these functions. One that reads a shape may have made a number of it that stands in the graph.
+_OF_ANY_WIDTH_CALLS = {
+    *("add", "iadd", "add_", "sub", "mul", "imul", "mul_", "truediv", "cat", "mean", "relu", "relu_", "relu6", "hardtanh"),
+    *("sigmoid", "hardsigmoid", "hardswish", "silu", "tanh", "leaky_relu", "softmax", "dropout", "flatten", "contiguous"),
+    *("max_pool2d", "_max_pool2d", "boolean_dispatch", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"),
+}
+# A tensor that the network does not name is a constant of the graph, if it is a shape, say, or a scalar.
 _LARGEST_CONSTANT = 64
 # Graphs are small, but for constants; a search exports few different ones.
 _KEPT = 32
@@ -32,7 +38,7 @@ _KEPT = 32
 class _Template:
     """An exported graph with the tensors of the network left empty.
 
-    `holes` are their names; torch stores equal scalars once: `twins` has the names of such, each with the hole it is in.
+    `holes` are their names; torch stores equal tensors once: `twins` has the names of such, each with the hole it is in.
     """
 
     graph: onnx.ModelProto
@@ -54,28 +60,28 @@ class _Template:
 _templates: OrderedDict[Hashable, _Template] = OrderedDict()
 
 
-def from_template(model: nn.Module) -> onnx.ModelProto | None:
+def from_template(model: nn.Module, example: Tensor) -> onnx.ModelProto | None:
     """What torch would export of `model`, made of a graph that was exported before; None when there is none.
 
-    Only of a network as a graph (`torch.fx`) whose tensors are used by modules alone.
+    Only of a network as a graph (`torch.fx`) whose tensors are used by modules alone. `example` is a batch (n, ...).
     """
     arrays = _arrays(model)
-    for key in _keys(model, arrays):
+    for key in _keys(model, arrays, example):
         if (template := _templates.get(key)) is not None and template.suits(arrays):
             _templates.move_to_end(key)
             return template.filled(arrays)
     return None
 
 
-def keep_template(model: nn.Module, exported: onnx.ModelProto) -> None:
-    """Remembers what torch has `exported` of `model`, if it can be used again."""
+def keep_template(model: nn.Module, example: Tensor, exported: onnx.ModelProto) -> None:
+    """Remembers what torch has `exported` of `model` for the batch `example` (n, ...), if it can be used again."""
     arrays = _arrays(model)
-    keys = list(_keys(model, arrays))
+    keys = list(_keys(model, arrays, example))
     template = _template(arrays, exported) if keys else None
     if template is None:
         return
     _templates[keys[0]] = template
-    if {node.op_type for node in exported.graph.node} <= _OF_ANY_WIDTH:
+    if len(keys) > 1 and {node.op_type for node in exported.graph.node} <= _OF_ANY_WIDTH:
         _templates[keys[1]] = template
     while len(_templates) > _KEPT:
         _templates.popitem(last=False)
@@ -92,14 +98,14 @@ def _template(arrays: Arrays, exported: onnx.ModelProto) -> _Template | None:
         if tensor.name in arrays and np.array_equal(content, arrays[tensor.name]):
             holes.add(tensor.name)
             graph.graph.initializer.append(onnx.TensorProto(name=tensor.name))
-        elif content.size <= _LARGEST_CONSTANT:
+        elif content.size == 1 or (content.dtype == np.int64 and content.size <= _LARGEST_CONSTANT):
             graph.graph.initializer.append(tensor)
         else:  # it may be made of the network's weights
             return None
     twins = set()
     for name in arrays.keys() - holes:
         array = arrays[name]
-        twin = next((hole for hole in sorted(holes) if array.size == 1 and _equal(arrays[hole], array)), None)
+        twin = next((hole for hole in sorted(holes) if _equal(arrays[hole], array)), None)
         if twin is None:
             return None
         twins.add((name, twin))
@@ -116,6 +122,7 @@ def _arrays(model: nn.Module) -> Arrays:
         f"{name}.{own}": tensor.detach().cpu().numpy()
         for name in _called(model)
         for own, tensor in model.get_submodule(name).state_dict().items()
+        if not own.endswith("num_batches_tracked")  # training alone reads it
     }
 
 
@@ -126,16 +133,26 @@ def _called(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(str(node.target) for node in model.graph.nodes if node.op == "call_module"))
 
 
-def _keys(model: nn.Module, arrays: Arrays) -> Iterator[Hashable]:
-    """What networks share that export to the same graph: those of the same shapes, then those of any."""
+def _keys(model: nn.Module, arrays: Arrays, example: Tensor) -> Iterator[Hashable]:
+    """What networks share that export to the same graph: those of the same shapes, then those of any within."""
     called = _called(model)
     if not called:
         return
     parts = [(name, own, part) for name in called for own, part in model.get_submodule(name).named_modules()]
     settings = tuple((name, own, type(part).__module__, type(part).__qualname__, _settings(part)) for name, own, part in parts)
     kinds = tuple((name, array.dtype.str, array.ndim) for name, array in sorted(arrays.items()))
-    yield model.code, settings, kinds, tuple(array.shape for _, array in sorted(arrays.items()))
-    yield model.code, settings, kinds
+    outside = tuple(example.shape[1:]), example.dtype
+    yield model.code, settings, kinds, outside, tuple(array.shape for _, array in sorted(arrays.items()))
+    if _reads_no_width(model):
+        # The graph says what goes out too.
+        ends = tuple(array.shape[:1] for name, array in sorted(arrays.items()) if name.startswith(f"{called[-1]}."))
+        yield model.code, settings, kinds, outside, ends
+
+
+def _reads_no_width(model: nn.Module) -> bool:
+    assert isinstance(model, GraphModule)
+    calls = [node.target for node in model.graph.nodes if node.op in ("call_function", "call_method")]
+    return {call if isinstance(call, str) else getattr(call, "__name__", "") for call in calls} <= _OF_ANY_WIDTH_CALLS
 
 
 def _settings(module: nn.Module) -> str:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from autocompress.baseline import Baseline, Data
 from autocompress.compress import compress
 from autocompress.policy import LayerPolicy, Policy
 from autocompress.runtimes import onnx_graph, onnx_template
-from autocompress.runtimes.onnxruntime import export
+from autocompress.runtimes.onnxruntime import OnnxSession, export
+from autocompress.target import Target
 from autocompress.testing import ToyTask
 
 NAMES = ("stem", "conv1", "conv2", "head")
@@ -75,6 +77,55 @@ def test_settings_count(exports: Exports) -> None:
         conv = nn.Conv2d(1, 4, 3, padding=padding)
         export(nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval(), example)
     assert len(exports) == 2
+
+
+def test_a_number_made_of_a_width_is_none_of_another_width(exports: Exports) -> None:
+    class Scaled(nn.Module):
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(1, channels, 3), nn.Linear(channels, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            x = torch.relu(self.conv(images)).mean((2, 3))
+            out: Tensor = self.head(x * x.shape[1] ** -0.5)
+            return out
+
+    example = torch.randn(4, 1, 8, 8)
+    for channels in (16, 8):
+        model = Scaled(channels).eval()
+        ours = OnnxSession(export(model, example), Target())(example.numpy())
+        np.testing.assert_allclose(ours, model(example).detach(), atol=1e-5)
+    assert len(exports) == 2
+
+
+def test_weights_in_another_form_are_no_constant(exports: Exports) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, rows: Tensor) -> Tensor:
+            first = torch.relu(self.linear(rows)).mean(1)
+            out: Tensor = self.head(first + torch.relu(self.linear(rows.mean(1))))
+            return out
+
+    example = torch.randn(4, 5, 8)
+    for _ in range(2):
+        model = Twice().eval()
+        ours = OnnxSession(export(model, example), Target())(example.numpy())
+        np.testing.assert_allclose(ours, model(example).detach(), atol=1e-5)
+    assert exports
+
+
+def test_images_of_another_size_and_other_classes_have_a_graph_of_their_own(exports: Exports) -> None:
+    def network(classes: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes)).eval()
+
+    for side, classes in ((8, 3), (16, 3), (16, 5)):
+        example = torch.randn(4, 1, side, side)
+        session = OnnxSession(export(network(classes), example), Target())
+        assert session(example.numpy()).shape == (4, classes)
+    assert len(exports) == 3
 
 
 def test_scalars_that_were_equal_by_chance_are_told_apart(exports: Exports) -> None:

@@ -119,7 +119,9 @@ def test_a_rival_has_its_worker_seconds_and_no_trial_more(rivalled: tuple[Path, 
     for name in RIVALS:
         results = rival_in(run, name).results()
         assert sum(result.compute for result in results[:-1]) < spend(run), name
-        assert sum(result.compute for result in results) >= spend(run), name
+        # The uncompressed one ends sooner when all its lengths have been tried at all three rates.
+        tried_all = name == "uncompressed" and len(results) in (3, 6)
+        assert tried_all or sum(result.compute for result in results) >= spend(run), name
 
 
 def test_no_rival_repairs_or_stops_early(rivalled: tuple[Path, list[Standing]]) -> None:

@@ -42,6 +42,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage
+from printing import print_goal, print_machine
 from rich.console import Console
 from torch import Tensor
 
@@ -109,7 +110,7 @@ def utilisation(folder: Path) -> None:
     inside = sum(max(0.0, min(to, end) - max(begin, start)) for begin, to in spans)
     typical = median(result.compute for result in results)
     print(f"\n{len(results)} trials of {typical:.1f} s on {WORKERS} workers, {end - start:.0f} s of each after the warm-up\n")
-    _goal("share of the workers' time inside trials", inside / (WORKERS * (end - start)), at_least=0.95)
+    print_goal("share of the workers' time inside trials", inside / (WORKERS * (end - start)), at_least=0.95)
 
 
 # --- growth
@@ -274,9 +275,9 @@ def growth(case: Case, folder: Path) -> None:
     print()
     least, most = (found[size][0] for size in (RECORDED[0], RECORDED[-1]))
     for kind, few, many in (("CPU", least.cpu, most.cpu), ("wall-clock", least.wall, most.wall)):
-        _goal(f"{kind} time, {RECORDED[-1]:,} / {RECORDED[0]:,}", sum(many.values()) / sum(few.values()), at_most=3)
+        print_goal(f"{kind} time, {RECORDED[-1]:,} / {RECORDED[0]:,}", sum(many.values()) / sum(few.values()), at_most=3)
         few, many = ({part: value for part, value in some.items() if part != "MLflow"} for some in (few, many))
-        _goal(f"{kind} time without MLflow", sum(many.values()) / sum(few.values()), at_most=3)
+        print_goal(f"{kind} time without MLflow", sum(many.values()) / sum(few.values()), at_most=3)
 
 
 def recorded_runs(case: Case, folder: Path) -> dict[int, RunFolder]:
@@ -412,15 +413,8 @@ def fill(case: Case, folder: RunFolder, uri: str, results: list[TrialResult]) ->
                 database.executemany(f"insert into {table} values ({marks})", copies)
 
 
-def _goal(what: str, value: float, *, at_least: float = float("-inf"), at_most: float = float("inf")) -> None:
-    goal = f"at least {at_least:g}" if at_most == float("inf") else f"at most {at_most:g}"
-    print(f"  {what:50s} {value:5.2f}   goal {goal}: {'met' if at_least <= value <= at_most else 'MISSED'}")
-
-
 def main() -> None:
-    machine = environment()
-    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-    print(f"{machine.cpu}, {machine.cores} cores, Python {machine.python}, {versions}", flush=True)
+    print_machine()
     which = sys.argv[1:] or ["utilisation", "growth"]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(os.environ.get("OVERHEAD_DIR", scratch))

@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import click
 import torch
+from printing import print_machine
 
 from autocompress.baseline import Baseline, Data, load_data, make_baseline
 from autocompress.experiment import load_experiment
@@ -28,7 +29,6 @@ from autocompress.policy import Distill, Finetune, Policy
 from autocompress.prior import Prior
 from autocompress.profile import profile
 from autocompress.result import Rung, TrialResult
-from autocompress.runtimes.machine import environment
 from autocompress.sensitivity import cache_folder, divergences_of, sense
 from autocompress.target import Target
 from autocompress.task import Task
@@ -61,10 +61,7 @@ GOALS = {
 def main(*, names: tuple[str, ...], steps: int, learning_rate: float, seed: int) -> None:
     """Measure what comes of one or more goals."""
     torch.set_num_threads(1)
-    machine = environment()
-    print(
-        f"{machine.cpu}, {machine.cores} cores, " + ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-    )
+    print_machine()
     task, target = load_experiment(EXPERIMENT).task, Target()
     data = load_data(task)
     with tempfile.TemporaryDirectory() as folder:

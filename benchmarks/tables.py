@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import optuna
 import torch
+from printing import print_machine
 from scipy.stats import spearmanr
 
 from autocompress.baseline import load_data, make_baseline
@@ -28,7 +29,6 @@ from autocompress.experiment import load_experiment
 from autocompress.policy import Policy
 from autocompress.prior import Prior
 from autocompress.profile import profile
-from autocompress.runtimes.machine import environment
 from autocompress.sensitivity import divergences_of, sense
 from autocompress.tables import CostError
 from autocompress.target import Target
@@ -101,9 +101,7 @@ def _in_words(error: CostError) -> str:
 
 def main() -> None:
     torch.set_num_threads(1)
-    machine = environment()
-    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-    print(f"{machine.cpu}, {machine.cores} cores, Python {machine.python}, {versions}")
+    print_machine()
     for name, file in CASES.items():
         if "cifar" in file and not os.environ.get("CIFAR10_DIR"):
             print(f"\n{name}: skipped; set CIFAR10_DIR to the folder of its data")

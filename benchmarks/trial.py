@@ -24,6 +24,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from printing import print_goal, print_machine
 from torch import Tensor, nn
 
 from autocompress.baseline import Baseline, Data, as_tensors, load_data, make_baseline
@@ -34,7 +35,6 @@ from autocompress.fast import in_fast_layout
 from autocompress.finetune import evaluate, training_steps
 from autocompress.lane import Lane
 from autocompress.policy import Distill, Finetune, LayerPolicy, Policy
-from autocompress.runtimes.machine import environment
 from autocompress.target import Target
 from autocompress.task import Task
 from autocompress.trial import run_trial
@@ -185,10 +185,10 @@ def steps_compared(case: Case, share: float) -> None:
     for name, value in ms.items():
         print(f"  {name:34s} {value:8.2f} ms")
     print()
-    _goal("throughput over the bare loop", ms["bare loop"] / ms["w4a8, teacher"], at_least=0.9)
-    _goal("throughput over the bare loop in float32", ms["bare loop, float32"] / ms["w4a8, teacher"], at_least=0.9)
-    _goal("time, quantisation-aware / float", ms["w4a8"] / ms["float"], at_most=1.6)
-    _goal("time, quantisation-aware / float, both float32", ms["w4a8, float32"] / ms["float, float32"], at_most=1.6)
+    print_goal("throughput over the bare loop", ms["bare loop"] / ms["w4a8, teacher"], at_least=0.9)
+    print_goal("throughput over the bare loop in float32", ms["bare loop, float32"] / ms["w4a8, teacher"], at_least=0.9)
+    print_goal("time, quantisation-aware / float", ms["w4a8"] / ms["float"], at_most=1.6)
+    print_goal("time, quantisation-aware / float, both float32", ms["w4a8, float32"] / ms["float, float32"], at_most=1.6)
 
 
 def accuracy_in_half(case: Case) -> None:
@@ -234,7 +234,7 @@ def stages(case: Case, data: Data) -> None:
     for name, value in seconds.items():
         print(f"  {name:34s} {value:8.2f} s   {value / SECONDS:4.0%}")
     print()
-    _goal("export, measurement and evaluation, share", judged / SECONDS, at_most=0.2)
+    print_goal("export, measurement and evaluation, share", judged / SECONDS, at_most=0.2)
 
 
 def threads_compared(case: Case) -> None:
@@ -282,16 +282,9 @@ def _worker(name: str, baseline: Baseline, pipe: Connection) -> None:
         pipe.send(taken / (time.perf_counter() - start))
 
 
-def _goal(what: str, value: float, *, at_least: float = float("-inf"), at_most: float = float("inf")) -> None:
-    goal = f"at least {at_least:g}" if at_most == float("inf") else f"at most {at_most:g}"
-    print(f"  {what:50s} {value:5.2f}   goal {goal}: {'met' if at_least <= value <= at_most else 'MISSED'}")
-
-
 def main() -> None:
     torch.set_num_threads(1)
-    machine = environment()
-    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-    print(f"{machine.cpu}, {machine.cores} cores, Python {machine.python}, {versions}")
+    print_machine()
     for name, file in CASES.items():
         if "cifar" in file and not os.environ.get("CIFAR10_DIR"):
             print(f"\n{name}: skipped; set CIFAR10_DIR to the folder of its data")

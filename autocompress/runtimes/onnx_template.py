@@ -20,14 +20,14 @@ _OF_ANY_WIDTH = {
     *("Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Elu", "Tanh", "Softmax", "Identity"),
     *("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "Flatten", "Concat"),
 }
-# What a module knows of its numbers of channels: they are in the shapes of its weights too.
-_WIDTHS = {"in_channels", "out_channels", "in_features", "out_features", "num_features"}
 # Nor do these functions. One that reads a shape may have made a number of it that stands in the graph.
 _OF_ANY_WIDTH_CALLS = {
     *("add", "iadd", "add_", "sub", "mul", "imul", "mul_", "truediv", "cat", "mean", "relu", "relu_", "relu6", "hardtanh"),
     *("sigmoid", "hardsigmoid", "hardswish", "silu", "tanh", "leaky_relu", "softmax", "dropout", "flatten", "contiguous"),
     *("max_pool2d", "_max_pool2d", "boolean_dispatch", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"),
 }
+# What a module knows of its numbers of channels: they are in the shapes of its weights too.
+_WIDTHS = {"in_channels", "out_channels", "in_features", "out_features", "num_features"}
 # A tensor that the network does not name is a constant of the graph, if it is a shape, say, or a scalar.
 _LARGEST_CONSTANT = 64
 # Graphs are small, but for constants; a search exports few different ones.

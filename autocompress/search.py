@@ -271,17 +271,24 @@ class Search:
 
     def _affordable(self, parent: TrialResult, steps: int) -> int:
         """So many steps, or as many as there is time left for."""
-        budget = self._experiment.budget
+        budget, a_step = self._experiment.budget, self._seconds_a_step(parent)
         left = []
         if budget.minutes is not None:
             left.append(self._began + 60 * budget.minutes - time.monotonic())
         if budget.worker_seconds is not None:
             running = [asked.policy.finetune.steps for asked in self._running.values()]
-            left.append(budget.worker_seconds - self._spent - sum(running) * _seconds_a_step(parent))
+            left.append(budget.worker_seconds - self._spent - sum(running) * a_step)
         if not left:
             return steps
         rest = parent.compute - parent.seconds.get("finetune", 0.0)
-        return min(steps, int(max(0.0, min(left) - rest) / max(_seconds_a_step(parent), 1e-6)))
+        return min(steps, int(max(0.0, min(left) - rest) / max(a_step, 1e-6)))
+
+    def _seconds_a_step(self, parent: TrialResult) -> float:
+        """Of the trial itself; where it has taken none, of a typical one."""
+        if parent.policy.finetune.steps:
+            return _seconds_a_step(parent)
+        trained = sorted(_seconds_a_step(result) for result in self._results if _was_trained(result))
+        return trained[len(trained) // 2] if trained else 0.0
 
     def _refit_trial(self, parent: TrialResult, policy: Policy) -> Trial:
         trials = self._study.get_trials(deepcopy=False)
@@ -408,8 +415,12 @@ def _key(trial: Asked | TrialResult) -> str:
     return key if trial.refit_of is None else f"{key}-{trial.refit_of}-{trial.number}"
 
 
+def _was_trained(result: TrialResult) -> bool:
+    return result.status is Status.COMPLETE and result.policy.finetune.steps > 0
+
+
 def _seconds_a_step(result: TrialResult) -> float:
-    return result.seconds.get("finetune", 0.0) / max(result.policy.finetune.steps, 1)
+    return result.seconds.get("finetune", 0.0) / result.policy.finetune.steps
 
 
 def _check(experiment: Experiment, baseline: dict[str, float]) -> None:

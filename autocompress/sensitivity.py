@@ -36,13 +36,13 @@ Heard = Callable[[int, int], None]
 _log = logging.getLogger(__name__)
 
 # Training inputs on which outputs are compared.
-_EXAMPLES = 256
+_EXAMPLES = 128
 # Enough to compare a pruned network with its masked reference.
 _EXAMPLE = 8
 # Float rounding, and variances over n or n - 1 examples, make a smaller difference, as a share of the largest output.
 _PARITY = 0.05
 # Part of every key: to be raised when the same option would now get another figure.
-_MANNER = 2
+_MANNER = 3
 
 
 def cache_folder() -> Path:
@@ -163,9 +163,7 @@ class _Bench:
         """How far `option`, which changes `layers`, moves the outputs; None when that fails or the figure is not finite."""
         try:
             model, inputs = (self._rest and self._rest.before(layers)) or (self._model, self._inputs)
-            student = _student(option, model, inputs)
-            with _batch_norms_re_estimated(student):
-                outputs = student(inputs)
+            outputs = _outputs(option, model, inputs)
         except InputError:
             raise
         except Exception as error:  # noqa: BLE001  # whatever becomes of one option, the others are measured
@@ -180,18 +178,25 @@ class _Bench:
             self._rest.restart()
 
 
-def _student(option: Option, model: nn.Module, inputs: Tensor) -> nn.Module:
-    """What `autocompress.compress` makes of `model`, but with its batch norms as they were: they are re-estimated anyway."""
+def _outputs(option: Option, model: nn.Module, inputs: Tensor) -> Tensor:
+    """What is made of `inputs` by what `autocompress.compress` makes of `model`, its batch norms re-estimated meanwhile."""
     policy, student = option.policy(), deepcopy(model).eval()
     keep = {name: round(_channels(student, name) * (1 - share)) for name, share in policy.channel_sparsity.items()}
     kept = prune(student, keep, policy.importance, inputs[:_EXAMPLE])
     compress_weights(student, policy.layers)
-    repair_weights(student, model, kept, inputs, to_the_end=False)
     if option.what == "activation_bits":
         student = quantize_activations(student, [option.name])
         with _batch_norms_re_estimated(student):
             observe_activations(student, inputs)
-    return student
+    given: list[Tensor] = []
+    handle = student.register_forward_hook(lambda _module, _arguments, outputs: given.append(outputs))
+    with _batch_norms_re_estimated(student):
+        repair_weights(student, model, kept, inputs, all_norms=False)
+        # The pass that repairs a layer goes on with the repaired one. It may be over fewer examples.
+        if len(given[-1]) < len(inputs):
+            student(inputs)
+    handle.remove()
+    return given[-1]
 
 
 def _channels(model: nn.Module, name: str) -> int:

@@ -4,9 +4,11 @@
 one of least summed divergence for that size, leaning as the others say: `latency_weight` is what time counts against
 size, `sparsity_trade` makes removed channels and zeros dearer (above 1) or cheaper than bits, ``stage1/sensitivity`` to
 ``stage3/sensitivity`` make the first, second and last third of the network more sensitive than it was measured to be.
-Also `learning_rate`, ``distill/temperature`` and ``distill/share``. In all 9 parameters, with several `steps` 10.
+`finetune` says whether the repaired student is trained at all, `learning_rate`, ``distill/temperature`` and ``distill/share``
+how. In all 10 parameters, with several `steps` 11.
 
-`start` gives parameters along the whole front to begin with: ``Experiment(space=budgeted.space, start=budgeted.start)``.
+`start` gives parameters along the whole front to begin with, ``Experiment(space=budgeted.space, start=budgeted.start)``: first
+without fine-tuning, which takes seconds, so that there is a front before anything has been trained.
 """
 
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ from autocompress.errors import InputError
 from autocompress.experiment import Space
 from autocompress.layer import Layers
 from autocompress.policy import Distill, Finetune, Policy
-from autocompress.prior import BEGINNINGS, Leaning, Prior
+from autocompress.prior import BEGINNINGS, TRAINED_BEGINNINGS, Leaning, Prior
 from autocompress.target import Target
 
 STEPS = 200
@@ -34,8 +36,10 @@ def space(trial: BaseTrial, layers: Layers, target: Target, prior: Prior, *, ste
         sparsity_trade=trial.suggest_float("sparsity_trade", 0.25, 4.0, log=True),
         stages=(_suggest_sensitivity(trial, 1), _suggest_sensitivity(trial, 2), _suggest_sensitivity(trial, 3)),
     )
+    trains = trial.suggest_categorical("finetune", [True, False])
+    length = steps if isinstance(steps, int) else trial.suggest_categorical("steps", list(steps))
     finetune = Finetune(
-        steps=steps if isinstance(steps, int) else trial.suggest_categorical("steps", list(steps)),
+        steps=length if trains else 0,
         learning_rate=trial.suggest_float("learning_rate", 3e-4, 3e-3, log=True),
     )
     distill = Distill(
@@ -52,16 +56,18 @@ def make(*, steps: int | Sequence[int] = STEPS) -> Space:
 
 
 def start(prior: Prior) -> list[dict[str, Any]]:
-    """Up to ten sets of parameters along the front, most of them for size above all, some for time as well.
+    """Sets of parameters along the front: up to twelve without fine-tuning, then up to four others with it.
 
-    No two give the same policy.
+    Most are for size above all, some for time as well. No two give the same policy.
     """
     neutral = {"sparsity_trade": 1.0} | {f"stage{stage}/sensitivity": 1.0 for stage in (1, 2, 3)}
     training = {"learning_rate": 1e-3, "distill/temperature": 4.0, "distill/share": 0.6}
     found: dict[str, dict[str, Any]] = {}
-    for budget, weight in BEGINNINGS:
-        policy = prior.solve(prior.size_at(budget), leaning=Leaning(latency_weight=weight))
-        found.setdefault(policy.key(), {"size_budget": budget, "latency_weight": weight} | neutral | training)
+    for trains, beginnings in ((False, BEGINNINGS), (True, TRAINED_BEGINNINGS)):
+        for budget, weight in beginnings:
+            policy = prior.solve(prior.size_at(budget), leaning=Leaning(latency_weight=weight))
+            params = {"size_budget": budget, "latency_weight": weight, "finetune": trains} | neutral | training
+            found.setdefault(policy.key(), params)
     return list(found.values())
 
 

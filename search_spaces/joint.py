@@ -62,7 +62,7 @@ def make(*, steps: Sequence[int] = STEPS) -> Space:
 
 
 def start(prior: Prior) -> list[dict[str, Any]]:
-    """The parameters nearest to up to ten policies of the prior along the front; steps are left to the sampler."""
+    """The parameters nearest to up to twelve policies of the prior along the front; steps are left to the sampler."""
     found: list[dict[str, Any]] = []
     for size, weight in BEGINNINGS:
         policy = prior.solve(prior.size_at(size), leaning=Leaning(latency_weight=weight))

@@ -65,7 +65,7 @@ def drawn(prior: Prior, count: int, space: Space = budgeted.space) -> list[tuple
 @pytest.mark.parametrize("net", list(NETS))
 def test_every_parameter_is_asked_every_time_with_the_same_range(net: str) -> None:
     first, *rest = [trial for trial, _ in drawn(made(net), 6)]
-    assert len(first.params) == 9
+    assert len(first.params) == 10
     for trial in rest:
         assert trial.distributions == first.distributions
 
@@ -93,7 +93,7 @@ def test_the_parameters_alone_give_the_policy_again() -> None:
 
 def test_every_parameter_changes_the_policy() -> None:
     prior = made("resnet20")
-    (start, *_) = [params for params in budgeted.start(prior) if params["size_budget"] == 0.5]
+    (start, *_) = [params for params in budgeted.start(prior) if params["size_budget"] == 0.55]
     policy = budgeted.space(FixedTrial(start), prior.layers, prior.target, prior)
     others = {
         "size_budget": 0.6,
@@ -102,6 +102,7 @@ def test_every_parameter_changes_the_policy() -> None:
         "stage1/sensitivity": 2.0,
         "stage2/sensitivity": 2.0,
         "stage3/sensitivity": 2.0,
+        "finetune": False,
         "learning_rate": 2e-3,
         "distill/temperature": 2.0,
         "distill/share": 0.0,
@@ -125,12 +126,12 @@ def test_a_larger_size_budget_position_is_a_smaller_file() -> None:
 
 def test_steps_are_fixed_or_chosen() -> None:
     prior = made("vgg")
-    assert {policy.finetune.steps for _, policy in drawn(prior, 5, budgeted.make(steps=70))} == {70}
+    assert {policy.finetune.steps for _, policy in drawn(prior, 10, budgeted.make(steps=70))} == {0, 70}
     several = budgeted.make(steps=(7, 9))
     for space in (several, pickle.loads(pickle.dumps(several))):
         assert is_guided(space)
         found = drawn(prior, 20, space)
-        assert {policy.finetune.steps for _, policy in found} == {7, 9}
+        assert {policy.finetune.steps for _, policy in found} == {0, 7, 9}
         assert found[0][0].distributions["steps"] == CategoricalDistribution((7, 9))
     assert getattr(several, "__name__", "") == "space"
 
@@ -159,7 +160,10 @@ def test_it_begins_along_the_whole_front(net: str) -> None:
     assert len({policy.key() for policy in policies}) == len(start)
     if net == "one_linear":
         return
-    assert 8 <= len(start) <= 12
+    assert 10 <= len(start) <= 16
+    trains = [policy.finetune.steps > 0 for policy in policies]
+    assert trains == sorted(trains), "nothing is trained before there is a front"
+    assert 2 <= sum(trains) <= 4
     sizes = [prior.size_bytes(policy) for policy in policies]
     assert max(sizes) > 3 * min(sizes)
     assert {policy.distill.temperature for policy in policies if policy.distill} == {4.0}

@@ -24,6 +24,7 @@ from tests.toy import call, write_experiment
 
 Measured = dict[Option, float | None]
 
+EXAMPLES = 128
 OPTIONS = (
     Option(what="channel_sparsity", name="stem", value=0.5),  # the first layer, and a residual stream
     Option(what="channel_sparsity", name="conv1", value=0.75),
@@ -75,7 +76,7 @@ def measured(wanted: Sequence[Option], task: ToyTask, baseline: Baseline, data: 
 def plain(option: Option, task: ToyTask, baseline: Baseline, data: Data) -> float:
     """Everything anew, of the whole network, and one thing after another: compress, re-estimate, compare."""
     # In the order in which they are drawn: repair samples places by their order.
-    inputs = torch.tensor(data["train"][0])[np.random.default_rng(0).permutation(len(data["train"][0]))]
+    inputs = torch.tensor(data["train"][0])[np.random.default_rng(0).permutation(len(data["train"][0]))[:EXAMPLES]]
     model = baseline.model(task)
     reestimate_batch_norm(model, inputs)
     student = compress(model, option.policy(), inputs)
@@ -106,8 +107,9 @@ def test_a_model_that_cannot_be_traced_is_run_as_a_whole(toy_task: ToyTask, toy_
     assert trace(baseline.model(task)) is None
     traced = measured(OPTIONS, toy_task, toy_baseline, toy_data)
     for option, value in measured(OPTIONS, task, baseline, toy_data).items():
-        # What comes before the option has batch norms with variances over n in the one case, and over n - 1 in the other.
-        expected = None if option.what == "activation_bits" else pytest.approx(traced[option], rel=2e-3, abs=1e-9)
+        # What comes before the option has batch norms with variances over n in the one case, and over n - 1 in the other:
+        # a weight may be rounded the other way.
+        expected = None if option.what == "activation_bits" else pytest.approx(traced[option], rel=2e-3, abs=5e-6)
         assert value == expected, option
 
 
@@ -170,7 +172,7 @@ def test_every_option_of_the_menu_is_measured(sensed: Sensed, toy_baseline: Base
     wanted = options(toy_baseline.layers, toy_baseline.target.menu)
     assert tuple(entry.option for entry in table.entries) == wanted
     assert table.divergence == "KL of the outputs, nats"
-    assert table.examples == len(toy_data["train"][0])
+    assert table.examples == EXAMPLES < len(toy_data["train"][0])
     assert table.seconds > 0
     bits = [table.of(Option(what="weight_bits", name="conv1", value=bits)) or 0 for bits in (2, 3, 4, 8)]
     assert bits == sorted(bits, reverse=True)
@@ -293,7 +295,7 @@ def test_the_command_measures_once(
     assert f"worker-seconds, kept in {kept}" in out
     for name in ("stem", "conv1", "conv2", "head"):
         assert re.search(rf"^{name} +[\d.]+ ", out, re.MULTILINE), name
-    assert "KL of the outputs, nats, on 256 training inputs" in out
+    assert "KL of the outputs, nats, on 128 training inputs" in out
     assert figures.read_bytes() == kept.read_bytes()
 
     assert call("sense", file, "--driver", "local") == 0, "the same model, made anew"

@@ -54,20 +54,20 @@ class _LastLayerRan(Exception):  # noqa: N818  # no error: what comes after that
 
 
 def repair_weights(
-    student: nn.Module, model: nn.Module, kept: Mapping[str, Tensor], calibration: Tensor, *, to_the_end: bool = True
+    student: nn.Module, model: nn.Module, kept: Mapping[str, Tensor], calibration: Tensor, *, all_norms: bool = True
 ) -> list[nn.Module]:
     """Refits and rounds again, in place, the layers of `student` that were masked, rounded or cut.
 
-    `model` is what the student was made from, `kept` the channels left of each layer and batch norm when some were cut,
-    `calibration` holds inputs (n, ...). Biases of those layers are shifted until the mean outputs agree, and batch norms
-    follow; gives the batch norms that did. Those behind the last changed layer are left out, and their time saved, unless
-    it is to go on `to_the_end`. Left as they are: layers that run more than once, share their weights, are frozen or
+    `model` is what the student, in evaluation mode, was made from, `kept` the channels left of each layer and batch norm when
+    some were cut, `calibration` holds inputs (n, ...). Biases of those layers are shifted until the mean outputs agree, and
+    batch norms follow; gives the batch norms that did. Without `all_norms` those behind the last changed layer do not, which
+    saves a part of a pass. Left as they are: layers that run more than once, share their weights, are frozen or
     compute in another way or precision, and every row of weights that would not come nearer.
     """
     examples = calibration[: max(_FEWEST_EXAMPLES, min(_EXAMPLES, _MOST_VALUES // calibration[0].numel()))]
     teacher = deepcopy(model).eval()
-    changed = _changed(student.eval(), teacher)
-    last = None if to_the_end else _last(teacher, changed, examples[:2])
+    changed = _changed(student, teacher)
+    last = None if all_norms else _last(teacher, changed, examples[:2])
     seen = _look(teacher, changed, examples, last)
     handles, followed = [], []
     for name, sample in seen.samples.items():
@@ -81,7 +81,7 @@ def repair_weights(
             norm = student.get_submodule(name)
             followed.append(norm)
             handles.append(norm.register_forward_pre_hook(partial(_follow, statistics, kept.get(name, slice(None)))))
-    _run(student, examples, handles, last)
+    _run(student, examples, handles, None)
     return followed
 
 

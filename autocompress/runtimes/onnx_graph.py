@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 
 from autocompress.errors import ExportError
 from autocompress.graph import module_of, norm_after, origin, tail, trace
-from autocompress.runtimes.onnx_slim import LOADED_CODES, floats_at_load, slim
+from autocompress.runtimes.onnx_slim import LOADED_CODES, flatten_any_width, floats_at_load, slim
 from autocompress.runtimes.onnx_template import from_template, keep_template
 from autocompress.student import SMALLEST_SCALE, ActivationQuantizer, StudentLayer, per_channel
 
@@ -29,7 +29,7 @@ def to_onnx(student: nn.Module, example: Tensor) -> onnx.ModelProto:
     model = _deployed(deepcopy(student).cpu().eval())
     exported = from_template(model, example)
     if exported is None:
-        exported = _exported(model, example)
+        exported = flatten_any_width(_exported(model, example))
         keep_template(model, example, exported)
     return slim(floats_at_load(exported))
 

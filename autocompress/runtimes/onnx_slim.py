@@ -1,5 +1,8 @@
 """An exported graph made as small as it can be without touching a weight."""
 
+import math
+
+import numpy as np
 import onnx
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
@@ -11,6 +14,7 @@ IR_VERSION = 13
 
 # The name of codes that are wanted as floats: a DequantizeLinear of them would be executed at every run.
 LOADED_CODES = "loaded_codes"
+_ROWS = "rows_of_any_width"
 
 
 def floats_at_load(model: ModelProto) -> ModelProto:
@@ -27,6 +31,24 @@ def floats_at_load(model: ModelProto) -> ModelProto:
             model.graph.node.append(helper.make_node("Mul", [f"{codes}_floats", f"{codes}_scale"], [node.output[0]]))
         else:
             model.graph.node.append(node)
+    return model
+
+
+def flatten_any_width(model: ModelProto) -> ModelProto:
+    """Rewrites every Reshape that makes one row of each example so that it does not say how long the row is."""
+    graph = model.graph
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in (*graph.input, *graph.value_info)}
+    wanted = {tensor.name: numpy_helper.to_array(tensor).tolist() for tensor in graph.initializer if tensor.dims == [2]}
+    for node in graph.node:
+        if node.op_type != "Reshape" or node.input[0] not in shapes:
+            continue
+        rows, *row = shapes[node.input[0]]
+        if rows.dim_param and wanted.get(node.input[1]) == [-1, math.prod(dim.dim_value for dim in row)]:
+            node.input[1] = _ROWS
+            del node.attribute[:]  # torch's ``allowzero`` would have 0 mean none
+    if any(_ROWS in node.input for node in graph.node):
+        # The first dimension as it is, whatever is left in the second.
+        graph.initializer.append(numpy_helper.from_array(np.array([0, -1]), _ROWS))
     return model
 
 

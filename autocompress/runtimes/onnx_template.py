@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 Arrays = dict[str, NDArray[Any]]
 
-# With these operators alone a graph says nothing of how many channels there are; a Reshape, say, holds it as a number.
+# With these operators alone a graph says nothing of how many channels there are; a Reshape may hold it as a number.
 _OF_ANY_WIDTH = {
     *("Conv", "Gemm", "MatMul", "BatchNormalization", "QuantizeLinear", "DequantizeLinear", "Add", "Sub", "Mul", "Div"),
     *("Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Elu", "Tanh", "Softmax", "Identity"),
@@ -32,6 +32,7 @@ _WIDTHS = {"in_channels", "out_channels", "in_features", "out_features", "num_fe
 _LARGEST_CONSTANT = 64
 # Graphs are small, but for constants; a search exports few different ones.
 _KEPT = 32
+_A_LENGTH = np.array([1])
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,18 @@ def keep_template(model: nn.Module, example: Tensor, exported: onnx.ModelProto) 
     if template is None:
         return
     _templates[keys[0]] = template
-    if len(keys) > 1 and {node.op_type for node in exported.graph.node} <= _OF_ANY_WIDTH:
+    if len(keys) > 1 and _says_no_width(exported.graph):
         _templates[keys[1]] = template
     while len(_templates) > _KEPT:
         _templates.popitem(last=False)
+
+
+def _says_no_width(graph: onnx.GraphProto) -> bool:
+    lengths = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.data_type == TensorProto.INT64}
+    return all(
+        node.op_type in _OF_ANY_WIDTH or (node.op_type == "Reshape" and (lengths.get(node.input[1], _A_LENGTH) <= 0).all())
+        for node in graph.node
+    )
 
 
 def _template(arrays: Arrays, exported: onnx.ModelProto) -> _Template | None:

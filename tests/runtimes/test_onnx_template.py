@@ -53,22 +53,33 @@ def test_other_weights_and_widths_need_no_second_export(
     ]
     export(first, example)
     same_shapes, cut = (export(student, example) for student in others)
-    assert len(exports) <= 2, "the head reads a flattened value: other channels may need a graph of their own"
+    assert len(exports) == 1
     for student, file in zip(others, (same_shapes, cut), strict=True):
         onnx_template._templates.clear()
         assert export(student, example) == file
 
 
-def test_a_flattened_width_is_a_number_in_the_graph(exports: Exports) -> None:
-    """A Reshape holds it: a graph of other channels is not used."""
+@pytest.mark.parametrize(("flatten", "graphs"), [(nn.Flatten(), 1), (nn.Flatten(2), 2)])
+def test_a_row_may_have_any_length_but_no_other_shape(flatten: nn.Module, graphs: int, exports: Exports) -> None:
+    """What makes a row of each example holds no number of channels; another Reshape does, and its graph is not used."""
 
-    def network(channels: int) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(1, channels, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36 * channels, 3)).eval()
+    class Network(nn.Module):
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.conv, self.pool, self.flatten = nn.Conv2d(1, channels, 3), nn.MaxPool2d(2), flatten
+            self.head = nn.Linear(9 * channels if graphs == 1 else 9, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            rows = self.flatten(self.pool(self.conv(images)))
+            out: Tensor = self.head(rows if graphs == 1 else rows.mean(1))
+            return out
 
     example = torch.randn(4, 1, 8, 8)
     for channels in (4, 6, 4):
-        export(network(channels), example)
-    assert len(exports) == 2
+        model = Network(channels).eval()
+        ours = OnnxSession(export(model, example), Target())(example.numpy())
+        np.testing.assert_allclose(ours, model(example).detach(), atol=1e-5)
+    assert len(exports) == graphs
 
 
 def test_settings_count(exports: Exports) -> None:

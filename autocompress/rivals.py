@@ -188,6 +188,7 @@ def _unique(dictionaries: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def _uncompressed(experiment: Experiment, results: Sequence[TrialResult]) -> Experiment:
     """Each length of training that a trial and its refits had in all, three learning rates, with and without a teacher."""
+    results = _trained(results)
     usual = Counter(result.policy.finetune.model_copy(update={"steps": 1}) for result in results).most_common(1)[0][0]
     taught = Counter(result.policy.distill for result in results if result.policy.distill is not None).most_common(1)
     lengths = _lengths(results)
@@ -230,15 +231,22 @@ def _distributions(space: Any, layers: Layers, target: Target) -> dict[str, Base
 
 
 def _steps(results: Sequence[TrialResult]) -> tuple[int, ...]:
-    """The fine-tuning steps that the search gave its trials, before any refit."""
-    return tuple(_spread(sorted({result.policy.finetune.steps for result in results if result.refit_of is None}), 4))
+    """The fine-tuning steps that the search gave the trials that it trained, before any refit."""
+    return tuple(_spread(sorted({result.policy.finetune.steps for result in _trained(results) if result.refit_of is None}), 4))
 
 
 def _lengths(results: Sequence[TrialResult]) -> list[int]:
     """The steps for which students were trained in all: a refit goes on from its trial."""
     steps = {result.number: result.policy.finetune.steps for result in results}
-    totals = {steps[result.number] + steps.get(-1 if result.refit_of is None else result.refit_of, 0) for result in results}
+    totals = {
+        steps[result.number] + steps.get(-1 if result.refit_of is None else result.refit_of, 0) for result in _trained(results)
+    }
     return _spread(sorted(totals), 3)
+
+
+def _trained(results: Sequence[TrialResult]) -> list[TrialResult]:
+    """Those with fine-tuning, or all when there are none: students that are not repaired have to be trained."""
+    return [result for result in results if result.policy.finetune.steps > 0] or list(results)
 
 
 def _spread(values: Sequence[int], count: int) -> list[int]:
@@ -259,5 +267,6 @@ def _nsga2(seed: int, trials: float) -> NSGAIISampler:
 
 def _expected_trials(results: Sequence[TrialResult], worker_seconds: float) -> float:
     """How many trials of full length, such as those of a rival, the budget pays for."""
-    complete = [result.compute for result in results if result.status is Status.COMPLETE and result.refit_of is None]
+    ended = [result for result in _trained(results) if result.status is Status.COMPLETE and result.refit_of is None]
+    complete = [result.compute for result in ended]
     return worker_seconds * len(complete) / (sum(complete) or 1.0)

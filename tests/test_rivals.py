@@ -241,6 +241,19 @@ def test_the_uncompressed_rival_only_trains_as_the_run_did() -> None:
     assert {policy.finetune.weight_decay for policy in found} == {0.05}
 
 
+def test_rivals_train_where_the_run_had_untrained_students_too() -> None:
+    untrained = [trial_of(number, 0, seconds=1.0) for number in range(10, 30)]
+    results = [*RESULTS, *untrained]
+    with_them, without = (
+        [rival_experiment(name, EXPERIMENT, known, LAYERS, worker_seconds=100) for name in ("nsga2", "uncompressed")]
+        for known in (results, RESULTS)
+    )
+    for one, other in zip(with_them, without, strict=True):
+        assert policies(one, 30) == policies(other, 30)
+        assert one.start == other.start
+    assert with_them[0].sampler._population_size == without[0].sampler._population_size  # type: ignore[union-attr]
+
+
 def test_of_many_lengths_the_uncompressed_rival_takes_three() -> None:
     results: Sequence[TrialResult] = [trial_of(number, 10 * number) for number in range(1, 12)]
     assert {policy.finetune.steps for policy in policies(rival("uncompressed", results=results), 20)} == {10, 60, 110}

@@ -33,7 +33,11 @@ def trace(model: nn.Module) -> GraphModule | None:
     """`model` in evaluation mode as a graph that shares its layers; None when its forward depends on the values it sees."""
     was_training = model.training
     try:
-        return GraphModule(model, _LayerTracer().trace(model.eval()))
+        graph = _LayerTracer().trace(model.eval())
+        for node in graph.nodes:
+            if node.op == "call_module" and not node.args and node.kwargs.keys() == {"input"}:  # as all torch's layers call it
+                node.args, node.kwargs = (node.kwargs["input"],), {}
+        return GraphModule(model, graph)
     except Exception:  # noqa: BLE001  # the user's forward meets a stand-in for a tensor, and may do anything then
         return None
     finally:

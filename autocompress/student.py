@@ -116,12 +116,12 @@ class StudentLayer(nn.Module):
     def bias(self) -> Tensor | None:
         return self.layer.bias
 
-    def forward(self, activation: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name that torch gives it
         if isinstance(self.layer, nn.Conv2d):
             weight = _laid_out_as(self.layer.weight, self.effective_weight())
-            convolved: Tensor = self.layer._conv_forward(activation, weight, self.layer.bias)
+            convolved: Tensor = self.layer._conv_forward(input, weight, self.layer.bias)
             return convolved
-        return nn.functional.linear(activation, self.effective_weight(), self.layer.bias)
+        return nn.functional.linear(input, self.effective_weight(), self.layer.bias)
 
     def effective_weight(self) -> Tensor:
         """The weight as it acts: masked and rounded. Same shape as `weight`."""

@@ -89,7 +89,9 @@ def keep_template(model: nn.Module, example: Tensor, exported: onnx.ModelProto) 
 
 
 def _says_no_width(graph: onnx.GraphProto) -> bool:
-    lengths = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.data_type == TensorProto.INT64}
+    lengths = {
+        tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.data_type == TensorProto.INT64
+    }
     return all(
         node.op_type in _OF_ANY_WIDTH or (node.op_type == "Reshape" and (lengths.get(node.input[1], _A_LENGTH) <= 0).all())
         for node in graph.node

@@ -205,3 +205,27 @@ def test_padding_by_reflection_is_kept() -> None:
         nn.Conv2d(1, 8, 3, padding=1, padding_mode="reflect"), nn.ReLU(), nn.AvgPool2d(8), nn.Flatten(), nn.Linear(8, 4)
     )
     assert parity(network, INTEGER) < 0.03
+
+
+def test_layers_may_be_called_with_a_keyword(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.bn, self.conv2 = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            x = torch.relu(self.bn(input=self.conv1(input=images)))
+            x = torch.relu(self.conv2(input=x)).mean((2, 3))
+            out: Tensor = self.head(input=x)
+            return out
+
+    torch.manual_seed(0)
+    inputs = torch.randn(64, 1, 8, 8)
+    policy = Policy(layers=dict.fromkeys(("conv1", "conv2", "head"), LayerPolicy(weight_bits=4, activation_bits=8)))
+    student = compress(Net(), policy, inputs)
+    file = export(student, inputs[:4])
+    with torch.no_grad():
+        expected = student(inputs)
+    np.testing.assert_allclose(OnnxSession(file, Target())(inputs.numpy()), expected, atol=0.02)
+    assert optimised(file, tmp_path).count("QLinearConv") == 2

@@ -35,13 +35,14 @@ def finetune(
     rungs: Sequence[float],
     seed: int,
     lane: Lane,
+    untrained: float | None = None,
 ) -> Iterator[Rung]:
     """Trains `student` in place by `policy` and reports what `judge` says of it before the first step and at each rung.
 
-    `rungs` are shares of the steps. When the iterator ends, the student has the weights of its best rung. Raises
-    `DivergedError` at the first loss that is not finite.
+    `rungs` are shares of the steps. `untrained` is what is known of it before the first step. When the iterator ends, the
+    student has the weights of its best rung. Raises `DivergedError` at the first loss that is not finite.
     """
-    best = Rung(step=0, accuracy=judge(student))
+    best = Rung(step=0, accuracy=judge(student) if untrained is None else untrained)
     best_state = deepcopy(student.state_dict())
     yield best
     training = training_steps(student, policy, task, teacher, train, seed=seed, lane=lane)
@@ -59,6 +60,11 @@ def finetune(
 def evaluate(student: nn.Module, task: Task, data: tuple[Array, Array], *, lane: Lane) -> float:
     """The task's score of the student in torch. Raises `DivergedError`."""
     inputs, targets = data
+    return checked_score(task, student_outputs(student, inputs, lane=lane), targets)
+
+
+def student_outputs(student: nn.Module, inputs: Array, *, lane: Lane) -> Array:
+    """What the student makes of `inputs` (n, ...) in torch, as float32."""
     device = next(student.parameters()).device
     outputs = []
     student.eval()
@@ -67,7 +73,7 @@ def evaluate(student: nn.Module, task: Task, data: tuple[Array, Array], *, lane:
             with lane.shared():
                 batch = torch.tensor(inputs[at : at + _EVALUATION_BATCH], device=device)
                 outputs.append(student(batch).float().cpu().numpy())
-    return checked_score(task, np.concatenate(outputs), targets)
+    return np.concatenate(outputs)
 
 
 def training_steps(

@@ -1,5 +1,6 @@
 """The search: one stored Optuna study that is asked for policies and told what came of them."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -258,7 +259,8 @@ class Search:
         else:
             return None
         # One that was best without any training goes on for as long as the others do.
-        trained = parent.policy.finetune.steps or max(result.policy.finetune.steps for result in self._results)
+        sampled = [result.policy.finetune.steps for result in self._results if result.refit_of is None]
+        trained = parent.policy.finetune.steps or max(sampled)
         steps = self._affordable(parent, refit.steps or _REFIT_TIMES * trained)
         if steps < max(1, parent.policy.finetune.steps // 2):
             return None
@@ -284,11 +286,16 @@ class Search:
         return min(steps, int(max(0.0, min(left) - rest) / max(a_step, 1e-6)))
 
     def _seconds_a_step(self, parent: TrialResult) -> float:
-        """Of the trial itself; where it has taken none, of a typical one."""
+        """Of the trial itself; where it has taken none, of the one that is nearest to it in size."""
         if parent.policy.finetune.steps:
             return _seconds_a_step(parent)
-        trained = sorted(_seconds_a_step(result) for result in self._results if _was_trained(result))
-        return trained[len(trained) // 2] if trained else 0.0
+
+        def times_larger(result: TrialResult) -> float:
+            return max(parent.metrics.get("macs", 0.0), 1.0) / max(result.metrics.get("macs", 0.0), 1.0)
+
+        trained = [result for result in self._results if _was_trained(result)]
+        nearest = min(trained, key=lambda result: abs(math.log(times_larger(result))), default=None)
+        return 0.0 if nearest is None else _seconds_a_step(nearest) * times_larger(nearest)
 
     def _refit_trial(self, parent: TrialResult, policy: Policy) -> Trial:
         trials = self._study.get_trials(deepcopy=False)

@@ -19,10 +19,10 @@ from autocompress.compress import compress
 from autocompress.distill import Teacher
 from autocompress.errors import ExportError, InputError, TrialError
 from autocompress.fast import in_fast_layout
-from autocompress.finetune import evaluate, finetune
+from autocompress.finetune import evaluate, finetune, student_outputs
 from autocompress.folder import write_whole
 from autocompress.lane import Lane
-from autocompress.measure import Timer, download_bytes, measure_latency, score, size_bytes
+from autocompress.measure import Timer, checked_score, download_bytes, measure_latency, outputs_of, score, size_bytes
 from autocompress.policy import Policy
 from autocompress.probe import cost
 from autocompress.result import Rung, Status, TrialResult
@@ -44,6 +44,8 @@ _GRADIENT_BATCH = 128
 _EXAMPLES = 8
 # Integer kernels round a little differently from torch. A file that scores worse than that is another model.
 _SCORE_GAP = 0.05
+# Outputs differ by a few per cent of their norm, by 15 % where integer kernels overflow.
+_OUTPUT_GAP, _COMPARED, _TINY = 0.5, 128, 1e-12
 
 
 def run_trial(
@@ -129,10 +131,10 @@ def trial_rungs(
     `data` holds the train and validation splits, `folder` is where ``model.onnx`` and ``policy.json`` go, and with
     `keep_student` the checkpoint.
     `timer` times an exported file; without one it is timed in this process, while nothing else on this machine trains.
-    `rungs` are shares of the fine-tuning steps. With `screened` the file is exported and measured at the first rung
-    already, for who stops bad trials there. `checkpoint` is that of another trial of a policy that differs in fine-tuning
-    only: training goes on from there. What goes wrong in the trial makes it FAILED; only a policy that does not fit the
-    network or the target raises (`InputError`).
+    `rungs` are shares of the fine-tuning steps. With `screened` the file is exported, measured and scored at the first rung
+    already, for who stops bad trials there; it stays the one when no training makes a better one of it. `checkpoint` is that
+    of another trial of a policy that differs in fine-tuning only: training goes on from there. What goes wrong in the trial
+    makes it FAILED; only a policy that does not fit the network or the target raises (`InputError`).
     """
     policy.check(baseline.layers, target.menu)
     clock = _Clock()
@@ -165,17 +167,28 @@ def trial_rungs(
             if checkpoint is not None:
                 _restore(student, checkpoint)
             student = in_fast_layout(student, calibration[:_EXAMPLES])
-        early = measured(exported(student), student) if screened else {}
+        file, early, untrained = b"", {}, None
+        if screened:
+            file = exported(student)
+            early = measured(file, student)
+            with clock.stage("evaluate"):
+                untrained = _first_score(file, student, task, target, data, lane)
         for rung in clock.each(
             "finetune",
-            finetune(student, policy, task, teacher, (inputs, targets), judge, rungs=rungs, seed=seed, lane=lane),
+            finetune(
+                student, policy, task, teacher, (inputs, targets), judge, rungs=rungs, seed=seed, lane=lane, untrained=untrained
+            ),
         ):
             reached.append(rung.model_copy(update={"metrics": early, "seconds": clock.total}))
             yield reached[-1]
-        file = exported(student)
-        with clock.stage("evaluate"):
-            accuracy = _score(file, task, target, data, lane, expected=max(rung.accuracy for rung in reached))
-        metrics = {**measured(file, student), "accuracy": accuracy}
+        best = max(reached, key=lambda rung: (rung.accuracy, rung.step))
+        if untrained is not None and best.step == 0:
+            metrics = {**early, "accuracy": untrained}
+        else:
+            file = exported(student)
+            with clock.stage("evaluate"):
+                accuracy = _score(file, task, target, data, lane, expected=best.accuracy)
+            metrics = {**measured(file, student), "accuracy": accuracy}
         if keep_student:
             write_whole(folder / CHECKPOINT, _checkpoint(student))
         write_whole(folder / "model.onnx", file)
@@ -232,6 +245,18 @@ def _score(file: bytes, task: Task, target: Target, data: Data, lane: Lane, *, e
     if abs(accuracy - expected) > _SCORE_GAP * (high - low):
         raise ExportError(f"the exported file scores {accuracy:.4f}, the student it was made from {expected:.4f}")
     return accuracy
+
+
+def _first_score(file: bytes, student: nn.Module, task: Task, target: Target, data: Data, lane: Lane) -> float:
+    """The score of the file of a student that nothing is known of; a few of its outputs are compared with the student's."""
+    inputs, targets = data["validation"]
+    with lane.shared():
+        outputs = outputs_of(file, inputs, target)
+    expected = student_outputs(student, inputs[:_COMPARED], lane=lane)
+    gap = float(np.linalg.norm(outputs[:_COMPARED] - expected)) / max(float(np.linalg.norm(expected)), _TINY)
+    if gap > _OUTPUT_GAP:
+        raise ExportError(f"the outputs of the exported file differ by {gap:.0%} from those of the student it was made from")
+    return checked_score(task, outputs, targets)
 
 
 def _for_export(student: nn.Module) -> nn.Module:

@@ -437,7 +437,9 @@ def test_what_is_searched_is_neither_lossless_nor_lost(net: str) -> None:
     assert prior.size_at(0.0) == pytest.approx(largest)
     assert prior.size_at(1.0) == pytest.approx(smallest)
     worst = max(entry.value or 0.0 for entry in made_sensitivity(NETS[net](), MENU, noise=0.3).entries)
-    assert prior.divergence(prior.solve(smallest)) >= 1.5 * worst or smallest == pytest.approx(low)
+    lost = min(1.5 * worst, 0.4)  # nats: beyond half of one nothing is won back
+    assert lost <= prior.divergence(prior.solve(smallest)) or smallest == pytest.approx(low)
+    assert prior.divergence(prior.solve(smallest)) <= max(0.7, 1.5 * worst)
     assert prior.divergence(prior.solve(largest)) <= 1e-3 * worst or largest == pytest.approx(high)
 
 

@@ -251,7 +251,7 @@ def test_rivals_train_where_the_run_had_untrained_students_too() -> None:
     for one, other in zip(with_them, without, strict=True):
         assert policies(one, 30) == policies(other, 30)
         assert one.start == other.start
-    assert with_them[0].sampler._population_size == without[0].sampler._population_size  # type: ignore[union-attr]
+    assert with_them[0].sampler._population_size == without[0].sampler._population_size
 
 
 def test_of_many_lengths_the_uncompressed_rival_takes_three() -> None:

@@ -186,6 +186,37 @@ def test_worker_seconds_are_a_budget_and_a_share_of_it_is_for_refits(tmp_path: P
     assert "205 worker-seconds are used up" in str(search.reason)
 
 
+def test_an_untrained_trial_is_refitted_as_long_as_trained_ones_are_within_the_budget(tmp_path: Path) -> None:
+    def mixed(trial: Any, layers: Any, target: Any) -> Policy:
+        share = trial.suggest_float("share", 0.0, 0.8)
+        steps = trial.suggest_categorical("steps", [0, 100])
+        return Policy(channel_sparsity={group.name: share for group in layers.groups}, finetune=Finetune(steps=steps))
+
+    def told(one: Asked) -> TrialResult:
+        """A step takes a tenth of a second for a million multiply-accumulates."""
+        share = next(iter(one.policy.channel_sparsity.values()), 0.0)
+        macs = 1e6 * (1 - share)
+        result = measured(one)
+        known = {**result.metrics, "macs": macs, "accuracy": 0.9 - share / 5 - 0.02 * (one.refit_of is None)}
+        seconds = {"finetune": 0.1 * macs / 1e6 * one.policy.finetune.steps, "compress": 1.0}
+        return result.model_copy(update={"metrics": known, "seconds": seconds, "refit_of": one.refit_of})
+
+    starts = [{"share": share, "steps": steps} for share, steps in ((0.7, 100), (0.1, 0), (0.4, 0), (0.6, 0))]
+    for budget in (Budget(trials=4), Budget(trials=4, worker_seconds=40.0)):
+        study = tmp_path / f"{budget.worker_seconds}.log"
+        search = searched(study, space=mixed, start=starts, budget=budget, refit=Refit(models=3, share=0.5))
+        refits = []
+        while (one := search.ask()) is not None:
+            refits += [one] if one.refit_of is not None else []
+            search.tell(told(one))
+        untrained = [one for one in refits if one.refit_of != 0]
+        assert untrained, "the three that were not trained score best"
+        if budget.worker_seconds is None:
+            assert {one.policy.finetune.steps for one in untrained} == {400}, "four times as long as a trial, not as a refit"
+        else:
+            assert search.used_seconds <= 40.0 + 1.0
+
+
 def test_an_untrained_trial_is_not_refitted_without_steps(tmp_path: Path) -> None:
     def still(trial: Any, layers: Any, target: Any) -> Policy:
         share = trial.suggest_float("share", 0.0, 0.8)

@@ -10,14 +10,15 @@ import torch
 
 from autocompress.baseline import Baseline, Data, check_parity, load_baseline, load_data, make_baseline
 from autocompress.distill import hint_loss, logit_loss
-from autocompress.errors import PolicyError, RunFolderError, TaskError, UnknownNameError
-from autocompress.measure import Latency
+from autocompress.errors import ExportError, PolicyError, RunFolderError, TaskError, UnknownNameError
+from autocompress.lane import Lane
+from autocompress.measure import Latency, score
 from autocompress.policy import Distill, Finetune, LayerPolicy, Policy
 from autocompress.result import Rung, Status, TrialResult
 from autocompress.target import Target
 from autocompress.task import Task
-from autocompress.testing import FailingTask, NanTask, ToyTask
-from autocompress.trial import CHECKPOINT, run_trial
+from autocompress.testing import FailingTask, NanTask, ToyNet, ToyTask
+from autocompress.trial import CHECKPOINT, _first_score, run_trial
 
 NAMES = ("stem", "conv1", "conv2", "head")
 POLICY = Policy(
@@ -109,6 +110,30 @@ def test_a_screened_trial_knows_its_size_and_latency_before_it_trains(run: Any, 
     assert first["size_bytes"] == pytest.approx(result.metrics["size_bytes"], rel=0.03)
     assert "accuracy" not in first
     assert all(rung.metrics == first for rung in result.rungs)
+
+
+def test_a_student_that_is_not_trained_is_exported_and_scored_once(run: Any, toy_data: Data, tmp_path: Path) -> None:
+    untrained = POLICY.model_copy(update={"finetune": Finetune(steps=0), "distill": None})
+    screened, plain = (run(untrained, screened=how, folder=tmp_path / str(how)) for how in (True, False))
+    files = [(tmp_path / str(how) / "model.onnx").read_bytes() for how in (True, False)]
+    assert files[0] == files[1]
+    for result in (screened, plain):
+        assert [rung.step for rung in result.rungs] == [0]
+        assert result.metrics["accuracy"] == score(files[0], toy_data["validation"], ToyTask(), Target())
+    assert screened.rungs[0].accuracy == screened.metrics["accuracy"]
+    assert screened.rungs[0].metrics.items() <= screened.metrics.items()
+    assert (tmp_path / "True" / CHECKPOINT).exists()
+
+
+def test_a_file_of_another_network_is_found_out_before_it_is_trained(
+    toy_task: ToyTask, toy_baseline: Baseline, toy_data: Data
+) -> None:
+    torch.manual_seed(1)
+    other = ToyNet().eval()
+    with pytest.raises(ExportError, match="differ by"):
+        _first_score(toy_baseline.onnx, other, toy_task, Target(), toy_data, Lane())
+    same = toy_baseline.model(toy_task)
+    assert _first_score(toy_baseline.onnx, same, toy_task, Target(), toy_data, Lane()) == toy_baseline.metrics["accuracy"]
 
 
 def test_a_refit_goes_on_where_the_trial_ended(run: Any, tmp_path: Path) -> None:

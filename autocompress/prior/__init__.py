@@ -19,6 +19,8 @@ from autocompress.target import Target
 # searched is between them.
 _NOTICED = 1e-4
 _LOST = 2.0
+# Nor does fine-tuning bring back what is that far from the uncompressed model (about 25 points of ResNet-20 on CIFAR-10).
+_LOST_NATS = 0.5
 _HALVINGS = 6
 # No more of a limit than that is given away because predictions err.
 _LARGEST_MARGIN = 0.1
@@ -87,6 +89,7 @@ class Prior:
         self.layers = layers
         self.target = target
         self._costs = costs
+        self._in_nats = sensitivity.divergence.endswith("nats")
         self._whole = network(layers, target.menu, sensitivity, costs)
         self._network = without_needless_floats(self._whole)
         bounds = {metric: _bound(metric, limits, baseline or {}) for metric in ("size_bytes", "latency_ms")}
@@ -135,7 +138,8 @@ class Prior:
         The larger of two models that lose nothing is never on the front, and one that has lost all never gets it back.
         """
         largest = self._neutral.largest_divergence
-        return self._size_where(_NOTICED * largest), self._size_where(_LOST * largest)
+        lost = min(_LOST * largest, _LOST_NATS) if self._in_nats else _LOST * largest
+        return self._size_where(_NOTICED * largest), self._size_where(lost)
 
     @cached_property
     def reach(self) -> Reach:

@@ -185,7 +185,7 @@ def test_the_timer_that_is_given_is_used(run: Any, toy_baseline: Baseline) -> No
 
     def timer(file: bytes) -> Latency:
         timed.append(file)
-        return Latency(latency_ms=1.0, baseline_latency_ms=4.0, ratio=0.25)
+        return Latency(latency_ms=1.0, baseline_latency_ms=4.0)
 
     result = run(timer=timer)
     assert len(timed[0]) == result.metrics["size_bytes"]

@@ -24,7 +24,7 @@ from autocompress.probe import probe
 from autocompress.profile import load_costs, profile
 from autocompress.profile.fitting import fit
 from autocompress.profile.layers import Use, uses
-from autocompress.profile.single import layer_costs
+from autocompress.profile.single import layer_costs, without_slow_moments
 from autocompress.profile.whole import Point, spread_policies
 from autocompress.runtimes import runtime_of
 from autocompress.runtimes.single import LayerShape, Manner, SingleLayer
@@ -176,6 +176,15 @@ def test_equal_layers_are_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(other.float_ms, other.int8_ms) for other in others] == [(one.float_ms, one.int8_ms)] * 3
     square = [key for key in made if key[0] == found[1].shapes[0] and key[1] == "integer"]
     assert len(square) == 1
+
+
+def test_a_slow_moment_is_known_by_a_wider_layer_that_was_faster() -> None:
+    true = [[1.0, 2.0, 3.0], [2.0, 4.0, 6.0], [3.3, 6.0, 9.0]]
+    assert without_slow_moments(true) == tuple(map(tuple, true))
+    disturbed = [[1.5, 2.0, 3.0], [2.0, 9.0, 6.0], [9.0, 6.0, 9.0]]
+    assert np.array(without_slow_moments(disturbed)) == pytest.approx(
+        np.array([[1.5, 2.0, 3.0], [2.0, 6.6, 6.0], [6.6, 6.0, 9.0]])
+    )
 
 
 def test_a_runtime_without_single_layers_goes_by_multiply_accumulates(

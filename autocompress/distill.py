@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from autocompress.fast import Precision, fast_precision, in_fast_layout
 from autocompress.lane import Lane
 from autocompress.policy import Distill
+from autocompress.student import only_input
 
 # The outputs for a batch, and the features that hints are about.
 Answer = tuple[Tensor, Tensor | None]
@@ -83,7 +84,9 @@ class Teacher:
 def features_of(model: nn.Module, layer: str) -> Iterator[list[Tensor]]:
     """Collects what `layer` is given while the block runs."""
     collected: list[Tensor] = []
-    hook = model.get_submodule(layer).register_forward_pre_hook(lambda _, inputs: collected.append(inputs[0]))
+    hook = model.get_submodule(layer).register_forward_pre_hook(
+        lambda _, arguments, keywords: collected.append(only_input(arguments, keywords)), with_kwargs=True
+    )
     try:
         yield collected
     finally:

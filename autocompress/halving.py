@@ -29,7 +29,7 @@ _BEYOND = 0.1
 class Halving:
     """Early stopping: at each rung a trial goes on if it is among the best 1/`eta` of those that reached the rung.
 
-    `rungs` are shares of the fine-tuning steps; at 0 a trial is judged by its student before any fine-tuning.
+    `rungs` are shares of the fine-tuning steps; at 0 a trial is judged by its exported file before any fine-tuning.
     """
 
     eta: float = 3.0

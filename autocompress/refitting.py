@@ -18,9 +18,9 @@ _CANDIDATES = 200
 class Refit:
     """Further training of the best models when the sampling is over, warm from their checkpoints.
 
-    Up to `models` of them, the members of the front first, then those nearest to it, each for `steps` more steps (None:
-    four times as many as its trial had) and with `seeds` seeds. Of a budget in minutes or worker-seconds the `share` is
-    kept for it; of trials none is.
+    Up to `models` of them, the members of the front first, then those nearest to it, each for `steps` more steps (None: four
+    times as many as its trial had, or as the longest where it had none) and with `seeds` seeds. Of a budget in minutes or
+    worker-seconds the `share` is kept for it; of trials none is.
     """
 
     models: int = 8

@@ -232,7 +232,7 @@ def _distributions(space: Any, layers: Layers, target: Target) -> dict[str, Base
 
 def _steps(results: Sequence[TrialResult]) -> tuple[int, ...]:
     """The fine-tuning steps that the search gave the trials that it trained, before any refit."""
-    return tuple(_spread(sorted({result.policy.finetune.steps for result in _trained(results) if result.refit_of is None}), 4))
+    return tuple(_spread(sorted({result.policy.finetune.steps for result in _trained(_sampled(results))}), 4))
 
 
 def _lengths(results: Sequence[TrialResult]) -> list[int]:
@@ -242,6 +242,10 @@ def _lengths(results: Sequence[TrialResult]) -> list[int]:
         steps[result.number] + steps.get(-1 if result.refit_of is None else result.refit_of, 0) for result in _trained(results)
     }
     return _spread(sorted(totals), 3)
+
+
+def _sampled(results: Sequence[TrialResult]) -> list[TrialResult]:
+    return [result for result in results if result.refit_of is None]
 
 
 def _trained(results: Sequence[TrialResult]) -> list[TrialResult]:
@@ -267,6 +271,6 @@ def _nsga2(seed: int, trials: float) -> NSGAIISampler:
 
 def _expected_trials(results: Sequence[TrialResult], worker_seconds: float) -> float:
     """How many trials of full length, such as those of a rival, the budget pays for."""
-    ended = [result for result in _trained(results) if result.status is Status.COMPLETE and result.refit_of is None]
+    ended = _trained([result for result in _sampled(results) if result.status is Status.COMPLETE])
     complete = [result.compute for result in ended]
     return worker_seconds * len(complete) / (sum(complete) or 1.0)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,10 +262,23 @@ class Search:
         sampled = [result.policy.finetune.steps for result in self._results if result.refit_of is None]
         trained = parent.policy.finetune.steps or max(sampled)
         steps = self._affordable(parent, refit.steps or _REFIT_TIMES * trained)
-        if steps < max(1, parent.policy.finetune.steps // 2):
+        if steps < max(1, trained // 2):
             return None
-        finetune = parent.policy.finetune.model_copy(update={"steps": steps})
-        return self._refit_trial(parent, parent.policy.model_copy(update={"finetune": finetune}))
+        how = self._training_of(parent)
+        finetune = how.finetune.model_copy(update={"steps": steps})
+        return self._refit_trial(parent, parent.policy.model_copy(update={"finetune": finetune, "distill": how.distill}))
+
+    def _training_of(self, parent: TrialResult) -> Policy:
+        """A policy that is trained as `parent` was or, where it was not, as most of the others were."""
+        if parent.policy.finetune.steps:
+            return parent.policy
+        ways = [
+            Policy(finetune=result.policy.finetune, distill=result.policy.distill)
+            for result in self._results
+            if result.refit_of is None and result.policy.finetune.steps
+        ]
+        most = Counter(way.key() for way in ways).most_common(1)
+        return next(way for way in ways if way.key() == most[0][0]) if ways else parent.policy
 
     def _refitted(self) -> int:
         """How many were refitted since the sampling ended: one that goes on with a larger budget has refits of its own."""
@@ -423,7 +436,7 @@ def _key(trial: Asked | TrialResult) -> str:
 
 
 def _was_trained(result: TrialResult) -> bool:
-    return result.status is Status.COMPLETE and result.policy.finetune.steps > 0
+    return result.status is Status.COMPLETE and result.policy.finetune.steps > 0 and result.refit_of is None
 
 
 def _seconds_a_step(result: TrialResult) -> float:

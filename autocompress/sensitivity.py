@@ -21,7 +21,7 @@ from autocompress.baseline import Baseline, Data
 from autocompress.compress.activations import quantize_activations
 from autocompress.compress.calibrate import observe_activations
 from autocompress.compress.channels import prune
-from autocompress.compress.repair import repair_weights
+from autocompress.compress.repair import repair_examples, repair_weights
 from autocompress.compress.weights import compress_weights
 from autocompress.errors import AutocompressError, InputError, TaskError
 from autocompress.folder import write_whole
@@ -184,19 +184,22 @@ def _outputs(option: Option, model: nn.Module, inputs: Tensor) -> Tensor:
     keep = {name: round(_channels(student, name) * (1 - share)) for name, share in policy.channel_sparsity.items()}
     kept = prune(student, keep, policy.importance, inputs[:_EXAMPLE])
     compress_weights(student, policy.layers)
-    if option.what == "activation_bits":
+    if option.what == "activation_bits":  # no weight was changed
         student = quantize_activations(student, [option.name])
         with _batch_norms_re_estimated(student):
             observe_activations(student, inputs)
-    given: list[Tensor] = []
-    handle = student.register_forward_hook(lambda _module, _arguments, outputs: given.append(outputs))
-    with _batch_norms_re_estimated(student):
+    elif len(repair_examples(inputs)) == len(inputs):
+        # The pass that repairs a layer goes on with the repaired one, to the outputs.
+        given: list[Tensor] = []
+        student.register_forward_hook(lambda _module, _arguments, outputs: given.append(outputs))
+        with _batch_norms_re_estimated(student):
+            repair_weights(student, model, kept, inputs, all_norms=False)
+        return given[-1]
+    else:
         repair_weights(student, model, kept, inputs, all_norms=False)
-        # The pass that repairs a layer goes on with the repaired one. It may be over fewer examples.
-        if len(given[-1]) < len(inputs):
-            student(inputs)
-    handle.remove()
-    return given[-1]
+    with _batch_norms_re_estimated(student):
+        outputs: Tensor = student(inputs)
+    return outputs
 
 
 def _channels(model: nn.Module, name: str) -> int:

@@ -91,6 +91,12 @@ def _laid_out_as(example: Tensor, tensor: Tensor) -> Tensor:
     return tensor if tensor.stride() == example.stride() else torch.empty_like(example).copy_(tensor)
 
 
+def only_input(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """What a layer is called with, by position or by the name that torch gives it; None when that is not all."""
+    given = [*arguments, *keywords.values()]
+    return given[0] if len(given) == 1 and keywords.keys() <= {"input"} else None
+
+
 class StudentLayer(nn.Module):
     """A convolution or linear layer that acts with masked and rounded weights.
 

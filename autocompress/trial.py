@@ -44,7 +44,7 @@ _GRADIENT_BATCH = 128
 _EXAMPLES = 8
 # Integer kernels round a little differently from torch. A file that scores worse than that is another model.
 _SCORE_GAP = 0.05
-# Outputs differ by a few per cent of their norm, by 15 % where integer kernels overflow.
+# Outputs differ by a few per cent, by 15 % where integer kernels overflow.
 _OUTPUT_GAP, _COMPARED, _TINY = 0.5, 128, 1e-12
 
 
@@ -172,7 +172,7 @@ def trial_rungs(
             file = exported(student)
             early = measured(file, student)
             with clock.stage("evaluate"):
-                untrained = _first_score(file, student, task, target, data, lane)
+                untrained = _first_score(file, student, teacher, task, target, data, lane)
         for rung in clock.each(
             "finetune",
             finetune(
@@ -247,14 +247,21 @@ def _score(file: bytes, task: Task, target: Target, data: Data, lane: Lane, *, e
     return accuracy
 
 
-def _first_score(file: bytes, student: nn.Module, task: Task, target: Target, data: Data, lane: Lane) -> float:
-    """The score of the file of a student that nothing is known of; a few of its outputs are compared with the student's."""
+def _first_score(
+    file: bytes, student: nn.Module, teacher: Teacher, task: Task, target: Target, data: Data, lane: Lane
+) -> float:
+    """The score of the file of a student that nothing is known of; a few of its outputs are compared with the student's.
+
+    By how much they differ is judged by how much outputs differ from example to example.
+    """
     inputs, targets = data["validation"]
     with lane.shared():
         outputs = outputs_of(file, inputs, target)
-    expected = student_outputs(student, inputs[:_COMPARED], lane=lane)
-    gap = float(np.linalg.norm(outputs[:_COMPARED] - expected)) / max(float(np.linalg.norm(expected)), _TINY)
-    if gap > _OUTPUT_GAP:
+    few = inputs[:_COMPARED]
+    expected, uncompressed = (student_outputs(model, few, lane=lane) for model in (student, teacher.model))
+    spread = max(float(np.linalg.norm(outputs - outputs.mean(axis=0))) for outputs in (expected, uncompressed))
+    gap = float(np.linalg.norm(outputs[:_COMPARED] - expected)) / max(spread, _TINY)
+    if not gap <= _OUTPUT_GAP:
         raise ExportError(f"the outputs of the exported file differ by {gap:.0%} from those of the student it was made from")
     return checked_score(task, outputs, targets)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-# As in a trial: interleaved runs in many sessions, least times.
+# Interleaved runs and least times, as in a trial, and as many sessions as a trial that waits for a better moment.
 _SESSIONS, _FEWEST_SESSIONS = 60, 3
 _SECONDS = 2.0
 _PAIRS = 24

@@ -121,7 +121,7 @@ def test_a_larger_size_budget_position_is_a_smaller_file() -> None:
         trial = FixedTrial(start | {"size_budget": position})
         sizes.append(prior.size_bytes(budgeted.space(trial, prior.layers, prior.target, prior)))
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] > 5 * sizes[-1]
+    assert sizes[0] > 4 * sizes[-1]
 
 
 def test_steps_are_fixed_or_chosen() -> None:
@@ -165,7 +165,7 @@ def test_it_begins_along_the_whole_front(net: str) -> None:
     assert trains == sorted(trains), "nothing is trained before there is a front"
     assert 2 <= sum(trains) <= 4
     sizes = [prior.size_bytes(policy) for policy in policies]
-    assert max(sizes) > 3 * min(sizes)
+    assert max(sizes) > 2.5 * min(sizes)
     assert {policy.distill.temperature for policy in policies if policy.distill} == {4.0}
 
 
@@ -211,7 +211,7 @@ def test_the_joint_space_begins_near_the_policies_of_the_prior(net: str) -> None
     assert 8 <= len(start) <= 12
     assert len({policy.key() for policy in policies}) >= len(start) - 1
     sizes = [prior.size_bytes(policy) for policy in policies]
-    assert max(sizes) > 2.5 * min(sizes)
+    assert max(sizes) > 2 * min(sizes)
     study = optuna.create_study(sampler=RandomSampler(seed=1))
     others = [joint.space(study.ask(), prior.layers, prior.target) for _ in range(400)]
     for policy, size in zip(policies, sizes, strict=True):

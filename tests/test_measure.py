@@ -10,6 +10,7 @@ import pytest
 import torch
 import zstandard
 
+from autocompress import measure
 from autocompress.baseline import Baseline, Data
 from autocompress.compress import compress
 from autocompress.errors import DivergedError
@@ -38,6 +39,26 @@ def test_a_model_is_as_fast_as_itself_and_a_pruned_one_is_faster(
     faster = measure_latency(file, toy_baseline.onnx, target)
     assert faster.ratio < 0.8 < same.ratio < 1.25
     assert faster.latency_ms < faster.baseline_latency_ms
+
+
+def test_a_slow_moment_is_waited_out(toy_baseline: Baseline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of both files take longer for a while, those of the smaller one most of all."""
+    slow = iter([False] * 20 + [True] * 9 + [False] * 3 + [True] * 1000)
+
+    def times(*_: object) -> tuple[float, float]:
+        time.sleep(0.002)
+        return (0.9, 1.5) if next(slow) else (0.3, 1.0)
+
+    monkeypatch.setattr(measure, "_least_times", times)
+    monkeypatch.setattr(measure, "_known", {})
+    monkeypatch.setattr(measure, "_LEAST_PATIENCE", 0.0)
+    monkeypatch.setattr(measure, "_PATIENCE", 1_000)  # a second for a millisecond
+    timed = [measure_latency(toy_baseline.onnx, toy_baseline.onnx, Target()) for _ in range(2)]
+    assert [latency.ratio for latency in timed] == [0.3, 0.3]
+    list(zip(range(2), slow, strict=False))  # the last fast ones are over
+    began = time.monotonic()
+    assert measure_latency(toy_baseline.onnx, toy_baseline.onnx, Target()).ratio == pytest.approx(0.6)
+    assert 0.9 < time.monotonic() - began < 3, "and not for ever"
 
 
 def test_scores(toy_task: ToyTask, toy_baseline: Baseline, toy_data: Data) -> None:

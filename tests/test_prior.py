@@ -443,6 +443,21 @@ def test_what_is_searched_is_neither_lossless_nor_lost(net: str) -> None:
     assert prior.divergence(prior.solve(largest)) <= 1e-3 * worst or largest == pytest.approx(high)
 
 
+def test_what_is_searched_is_more_than_one_size_where_limits_leave_nothing_mild() -> None:
+    free = made("resnet20")
+    tight = Prior(
+        free.layers,
+        TARGET,
+        made_sensitivity(free.layers, MENU, noise=0.3),
+        made_costs(free.layers, TARGET),
+        limits=[Limit.parse(f"size_bytes <= {1.3 * free.reach.size_bytes[1]:g}")],
+        baseline={"size_bytes": 1e6, "latency_ms": 1.0, "accuracy": 0.9},
+    )
+    assert tight.divergence(tight.solve()) > 0.5
+    largest, smallest = tight.searched
+    assert smallest < 0.95 * largest
+
+
 # --- against the best there is
 
 

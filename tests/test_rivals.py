@@ -251,6 +251,11 @@ def test_rivals_train_where_the_run_had_untrained_students_too() -> None:
     for one, other in zip(with_them, without, strict=True):
         assert policies(one, 30) == policies(other, 30)
         assert one.start == other.start
+    refitted = [*untrained, trial_of(50, 600, seconds=40.0, refit_of=11)]
+    for name in ("uniform", "random"):
+        run = replace(EXPERIMENT, space=guided, start=lambda _: [])
+        theirs = rival_experiment(name, run, refitted, LAYERS, worker_seconds=100)
+        assert {policy.finetune.steps for policy in policies(theirs, 5)} == {0}, "a refit's steps are no trial's"
     assert with_them[0].sampler._population_size == without[0].sampler._population_size
 
 

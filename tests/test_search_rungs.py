@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from autocompress.experiment import Budget
 from autocompress.halving import Halving
-from autocompress.policy import Finetune, Policy
+from autocompress.policy import Distill, Finetune, Policy
 from autocompress.refitting import Refit
 from autocompress.result import Rung, Status, TrialResult
 from autocompress.search import Asked, Search
@@ -189,8 +189,9 @@ def test_worker_seconds_are_a_budget_and_a_share_of_it_is_for_refits(tmp_path: P
 def test_an_untrained_trial_is_refitted_as_long_as_trained_ones_are_within_the_budget(tmp_path: Path) -> None:
     def mixed(trial: Any, layers: Any, target: Any) -> Policy:
         share = trial.suggest_float("share", 0.0, 0.8)
-        steps = trial.suggest_categorical("steps", [0, 100])
-        return Policy(channel_sparsity={group.name: share for group in layers.groups}, finetune=Finetune(steps=steps))
+        finetune = Finetune(steps=trial.suggest_categorical("steps", [0, 100]), learning_rate=0.002)
+        shares = {group.name: share for group in layers.groups}
+        return Policy(channel_sparsity=shares, finetune=finetune, distill=Distill(temperature=3.0))
 
     def told(one: Asked) -> TrialResult:
         """A step takes a tenth of a second for a million multiply-accumulates."""
@@ -211,6 +212,8 @@ def test_an_untrained_trial_is_refitted_as_long_as_trained_ones_are_within_the_b
             search.tell(told(one))
         untrained = [one for one in refits if one.refit_of != 0]
         assert untrained, "the three that were not trained score best"
+        assert {one.policy.distill for one in untrained} == {Distill(temperature=3.0)}, "trained as the others were"
+        assert {one.policy.finetune.learning_rate for one in untrained} == {0.002}
         if budget.worker_seconds is None:
             assert {one.policy.finetune.steps for one in untrained} == {400}, "four times as long as a trial, not as a refit"
         else:

@@ -1,5 +1,7 @@
 """A trial from policy to measured file, and every way it can end."""
 
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +9,17 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
+from autocompress import runtimes
 from autocompress.baseline import Baseline, Data, check_parity, load_baseline, load_data, make_baseline
-from autocompress.distill import hint_loss, logit_loss
+from autocompress.distill import Teacher, hint_loss, logit_loss
 from autocompress.errors import ExportError, PolicyError, RunFolderError, TaskError, UnknownNameError
 from autocompress.lane import Lane
 from autocompress.measure import Latency, score
 from autocompress.policy import Distill, Finetune, LayerPolicy, Policy
 from autocompress.result import Rung, Status, TrialResult
+from autocompress.runtimes import runtime_of
 from autocompress.target import Target
 from autocompress.task import Task
 from autocompress.testing import FailingTask, NanTask, ToyNet, ToyTask
@@ -125,15 +130,57 @@ def test_a_student_that_is_not_trained_is_exported_and_scored_once(run: Any, toy
     assert (tmp_path / "True" / CHECKPOINT).exists()
 
 
+def test_a_screened_trial_that_training_ruins_ends_with_its_first_file(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exports = counted(monkeypatch)
+    ruinous = POLICY.model_copy(update={"finetune": Finetune(steps=16, learning_rate=30.0, batch_size=32), "distill": None})
+    result = run(ruinous, screened=True)
+    untrained = run(ruinous.model_copy(update={"finetune": Finetune(steps=0)}), screened=True, folder=tmp_path / "untrained")
+    assert exports == [1, 1]
+    assert len(result.rungs) > 1
+    assert result.metrics["accuracy"] == result.rungs[0].accuracy == untrained.metrics["accuracy"]
+    for name in ("model.onnx", CHECKPOINT):
+        assert (tmp_path / "trial" / name).read_bytes() == (tmp_path / "untrained" / name).read_bytes()
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Appends 1 for each export."""
+    exports: list[int] = []
+    real = runtime_of(Target())
+
+    def export(model: nn.Module, example: torch.Tensor) -> bytes:
+        exports.append(1)
+        return real.export(model, example)
+
+    monkeypatch.setitem(runtimes._RUNTIMES, "onnxruntime", replace(real, export=export))
+    return exports
+
+
 def test_a_file_of_another_network_is_found_out_before_it_is_trained(
     toy_task: ToyTask, toy_baseline: Baseline, toy_data: Data
 ) -> None:
-    torch.manual_seed(1)
-    other = ToyNet().eval()
-    with pytest.raises(ExportError, match="differ by"):
-        _first_score(toy_baseline.onnx, other, toy_task, Target(), toy_data, Lane())
     same = toy_baseline.model(toy_task)
-    assert _first_score(toy_baseline.onnx, same, toy_task, Target(), toy_data, Lane()) == toy_baseline.metrics["accuracy"]
+    teacher = Teacher(same, toy_baseline.layers.ends[1])
+    torch.manual_seed(1)
+    other, flat, broken = ToyNet().eval(), deepcopy(same), deepcopy(same)
+
+    def first_score(student: nn.Module, file: bytes = toy_baseline.onnx) -> float:
+        return _first_score(file, student, teacher, toy_task, Target(), toy_data, Lane())
+
+    assert first_score(same) == toy_baseline.metrics["accuracy"]
+    with torch.no_grad():
+        broken.get_parameter("head.bias")[0] = torch.nan
+        for name in ("head.weight", "head.bias"):
+            flat.get_parameter(name).mul_(1e-6)
+    for student in (other, broken):
+        with pytest.raises(ExportError, match="differ by"):
+            first_score(student)
+    # All outputs are nearly the same: what rounding does to them is no sign of another network.
+    off = deepcopy(flat)
+    with torch.no_grad():
+        off.get_parameter("head.bias").add_(1e-6)
+    first_score(off, runtime_of(Target()).export(flat, torch.tensor(toy_data["train"][0][:4])))
 
 
 def test_a_refit_goes_on_where_the_trial_ended(run: Any, tmp_path: Path) -> None:

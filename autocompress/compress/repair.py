@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from autocompress.compress.calibrate import BatchNorm, NormStatistics
 from autocompress.compress.least_squares import refit, round_with_compensation, second_moments, squared_error
 from autocompress.compress.samples import by_group, choose_places, extent, inputs_at, outputs_at
-from autocompress.student import StudentLayer, best_scales, largest_code
+from autocompress.student import StudentLayer, best_scales, largest_code, only_input
+
+Arguments = tuple[Any, ...]
+Keywords = dict[str, Any]
 
 # Twice as many gain 0.4 points on ResNet-20 and take twice the time.
 _EXAMPLES = 256
@@ -64,7 +67,7 @@ def repair_weights(
     saves a part of a pass. Left as they are: layers that run more than once, share their weights, are frozen or
     compute in another way or precision, and every row of weights that would not come nearer.
     """
-    examples = calibration[: max(_FEWEST_EXAMPLES, min(_EXAMPLES, _MOST_VALUES // calibration[0].numel()))]
+    examples = repair_examples(calibration)
     teacher = deepcopy(model).eval()
     changed = _changed(student, teacher)
     last = None if all_norms else _last(teacher, changed, examples[:2])
@@ -74,15 +77,21 @@ def repair_weights(
         if seen.runs[name] == 1:
             layer = student.get_submodule(name)
             sample = _Sample(sample.extent, sample.places, sample.outputs[:, kept.get(name, slice(None))])
-            handles.append(layer.register_forward_pre_hook(partial(_refit_weights, sample)))
-            handles.append(layer.register_forward_hook(partial(_shift_bias, sample)))
+            handles.append(layer.register_forward_pre_hook(partial(_refit_weights, sample), with_kwargs=True))
+            handles.append(layer.register_forward_hook(partial(_shift_bias, sample), with_kwargs=True))
     for name, statistics in seen.statistics.items():
         if seen.runs[name] == 1:
             norm = student.get_submodule(name)
             followed.append(norm)
-            handles.append(norm.register_forward_pre_hook(partial(_follow, statistics, kept.get(name, slice(None)))))
+            follow = partial(_follow, statistics, kept.get(name, slice(None)))
+            handles.append(norm.register_forward_pre_hook(follow, with_kwargs=True))
     _run(student, examples, handles, None)
     return followed
+
+
+def repair_examples(calibration: Tensor) -> Tensor:
+    """Those of the inputs (n, ...) that weights are refitted to."""
+    return calibration[: max(_FEWEST_EXAMPLES, min(_EXAMPLES, _MOST_VALUES // calibration[0].numel()))]
 
 
 def _changed(student: nn.Module, teacher: nn.Module) -> set[str]:
@@ -122,21 +131,23 @@ def _last(teacher: nn.Module, changed: set[str], examples: Tensor) -> str | None
 def _look(teacher: nn.Module, changed: set[str], examples: Tensor, last: str | None) -> _Seen:
     seen = _Seen()
 
-    def sample(name: str, layer: nn.Module, arguments: tuple[Any, ...], outputs: Tensor) -> None:
+    def sample(name: str, layer: nn.Module, arguments: Arguments, keywords: Keywords, outputs: Tensor) -> None:
         seen.runs[name] += 1
-        plain = _plain(layer)
-        if len(arguments) == 1 and (isinstance(plain, nn.Linear) or outputs.dim() == 4):
+        plain, given = _plain(layer), only_input(arguments, keywords)
+        if given is not None and (isinstance(plain, nn.Linear) or outputs.dim() == 4):
             places = choose_places(plain, outputs)
-            seen.samples[name] = _Sample(extent(plain, arguments[0]), places, outputs_at(plain, outputs, places))
+            seen.samples[name] = _Sample(extent(plain, given), places, outputs_at(plain, outputs, places))
 
-    def observe(name: str, norm: nn.Module, arguments: tuple[Any, ...]) -> None:
+    def observe(name: str, norm: nn.Module, arguments: Arguments, keywords: Keywords) -> None:
         seen.runs[name] += 1
-        if len(arguments) == 1 and isinstance(norm, BatchNorm) and norm.running_mean is not None:
-            seen.statistics[name] = NormStatistics.of(norm, arguments[0])
+        given = only_input(arguments, keywords)
+        if given is not None and isinstance(norm, BatchNorm) and norm.running_mean is not None:
+            seen.statistics[name] = NormStatistics.of(norm, given)
 
-    handles = [teacher.get_submodule(name).register_forward_hook(partial(sample, name)) for name in changed]
+    layers = [(name, teacher.get_submodule(name)) for name in changed]
+    handles = [layer.register_forward_hook(partial(sample, name), with_kwargs=True) for name, layer in layers]
     norms = [(name, module) for name, module in teacher.named_modules() if isinstance(module, BatchNorm)]
-    handles += [norm.register_forward_pre_hook(partial(observe, name)) for name, norm in norms]
+    handles += [norm.register_forward_pre_hook(partial(observe, name), with_kwargs=True) for name, norm in norms]
     _run(teacher, examples, handles, last)
     return seen
 
@@ -157,16 +168,18 @@ def _run(model: nn.Module, examples: Tensor, handles: list[Any], last: str | Non
             handle.remove()
 
 
-def _follow(statistics: NormStatistics, channels: Tensor | slice, norm: nn.Module, arguments: tuple[Any, ...]) -> None:
+def _follow(
+    statistics: NormStatistics, channels: Tensor | slice, norm: nn.Module, arguments: Arguments, keywords: Keywords
+) -> None:
     assert isinstance(norm, BatchNorm)
-    statistics.carry_over(norm, arguments[0], channels)
+    statistics.carry_over(norm, only_input(arguments, keywords), channels)
 
 
-def _refit_weights(sample: _Sample, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-    layer = _plain(module)
-    if len(arguments) != 1 or extent(layer, arguments[0]) != sample.extent or layer.weight[0].numel() > _WIDEST:
+def _refit_weights(sample: _Sample, module: nn.Module, arguments: Arguments, keywords: Keywords) -> None:
+    layer, given = _plain(module), only_input(arguments, keywords)
+    if given is None or extent(layer, given) != sample.extent or layer.weight[0].numel() > _WIDEST:
         return
-    inputs = inputs_at(layer, arguments[0], sample.places)
+    inputs = inputs_at(layer, given, sample.places)
     outputs = by_group(layer, sample.outputs.T).transpose(1, 2)
     if layer.bias is not None:  # the bias will see to the mean
         inputs, outputs = inputs - inputs.mean(1, keepdim=True), outputs - outputs.mean(1, keepdim=True)
@@ -190,14 +203,9 @@ def _refit_weights(sample: _Sample, module: nn.Module, arguments: tuple[Any, ...
         student.scale[nearer] = scale[nearer]
 
 
-def _shift_bias(sample: _Sample, module: nn.Module, arguments: tuple[Any, ...], outputs: Tensor) -> Tensor | None:
-    layer = _plain(module)
-    if (
-        layer.bias is None
-        or not layer.bias.requires_grad
-        or len(arguments) != 1
-        or extent(layer, arguments[0]) != sample.extent
-    ):
+def _shift_bias(sample: _Sample, module: nn.Module, arguments: Arguments, keywords: Keywords, outputs: Tensor) -> Tensor | None:
+    layer, given = _plain(module), only_input(arguments, keywords)
+    if layer.bias is None or not layer.bias.requires_grad or given is None or extent(layer, given) != sample.extent:
         return None
     shift = sample.outputs.mean(0) - outputs_at(layer, outputs, sample.places).mean(0)
     if not shift.isfinite().all():

@@ -21,6 +21,7 @@ _NOTICED = 1e-4
 _LOST = 2.0
 # Nor does fine-tuning bring back what is that far from the uncompressed model (about 25 points of ResNet-20 on CIFAR-10).
 _LOST_NATS = 0.5
+_WORSE = 4.0
 _HALVINGS = 6
 # No more of a limit than that is given away because predictions err.
 _LARGEST_MARGIN = 0.1
@@ -138,8 +139,10 @@ class Prior:
         The larger of two models that lose nothing is never on the front, and one that has lost all never gets it back.
         """
         largest = self._neutral.largest_divergence
-        lost = min(_LOST * largest, _LOST_NATS) if self._in_nats else _LOST * largest
-        return self._size_where(_NOTICED * largest), self._size_where(lost)
+        lost = min(_LOST * largest, _LOST_NATS if self._in_nats else math.inf)
+        # Where limits leave nothing so mild, what is a little less mild is searched.
+        lost = max(lost, _WORSE * self.divergence(self.solve()))
+        return self._size_where(min(_NOTICED * largest, lost / _WORSE)), self._size_where(lost)
 
     @cached_property
     def reach(self) -> Reach:

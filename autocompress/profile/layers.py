@@ -11,10 +11,11 @@ from autocompress.graph import norm_after, trace
 from autocompress.layer import Layer, Layers
 from autocompress.option import channel_shares
 from autocompress.runtimes.single import LayerShape
+from autocompress.student import only_input
 from autocompress.target import Target
 
-# A grid has so many points an axis at most. Latency is a staircase, and most groups can be cut to eight widths.
-_POINTS = 9
+# A grid has so many points an axis at most: latency is a staircase of steps of eight channels, and nearly straight beyond.
+_POINTS = 5
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,14 @@ def uses(model: nn.Module, example: Tensor, layers: Layers, target: Target) -> t
     numbers = dict.fromkeys(shapes, 0)
     with_bias = _with_bias(model)
 
-    def note(name: str, module: nn.Module, given: Sequence[Tensor], output: Tensor) -> None:
-        shapes[name].append(_shape(module, given[0], bias=name in with_bias, batch=target.batch_size))
+    def note(name: str, module: nn.Module, given: Tensor, output: Tensor) -> None:
+        shapes[name].append(_shape(module, given, bias=name in with_bias, batch=target.batch_size))
         numbers[name] += output.numel() // len(example)
 
     hooks = [
         model.get_submodule(name).register_forward_hook(
-            lambda module, given, output, name=name: note(name, module, given, output)
+            lambda module, given, named, output, name=name: note(name, module, only_input(given, named), output),
+            with_kwargs=True,
         )
         for name in shapes
     ]

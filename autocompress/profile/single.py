@@ -14,14 +14,17 @@ from autocompress.compress.weights import largest_weights
 from autocompress.lane import Lane
 from autocompress.option import SPARSITIES
 from autocompress.profile.layers import Use
-from autocompress.runtimes import Runtime, runtime_of
+from autocompress.runtimes import Runtime, Session, runtime_of
 from autocompress.runtimes.single import LayerShape, Manner, SingleLayer
 from autocompress.student import best_scales, largest_code, per_channel
 from autocompress.tables import Beside, Form, LayerCosts, Storage
 from autocompress.target import Target
 
-# The least of runs in two sessions: about one session in sixty is a third slower for its whole life.
-_SESSIONS = 2
+# The least of runs in some sessions, further ones only as long as the machine seems to be slow at the time: the reference,
+# the largest of all layers, then takes that much longer than it can.
+_SESSIONS, _MOST_SESSIONS = 2, 6
+_SLOW = 1.08
+_REFERENCE_RUNS = 5
 _RUNS = 40
 _FEWEST_RUNS = 3
 _SECONDS = 0.004
@@ -97,15 +100,51 @@ def _times(found: Sequence[Use], runtime: Runtime, target: Target, lane: Lane) -
     assert runtime.single is not None
     wanted = list(dict.fromkeys(_files(found, target)))
     times: Times = {}
+    with lane.shared():
+        reference = _Reference(runtime, *runtime.single.file(max((key for key, _ in wanted), key=_macs), "float"), target)
     for start in range(0, len(wanted), _PORTION):
         portion = wanted[start : start + _PORTION]
         with lane.shared():
             files = [runtime.single.file(*key) for key in portion]
-        for _ in range(_SESSIONS):
-            with lane.exclusive():
-                for key, (content, inputs) in zip(portion, files, strict=True):
-                    times[key] = min(times.get(key, float("inf")), _least_ms(runtime, content, inputs, target))
+        with lane.exclusive():
+            for key, (content, inputs) in zip(portion, files, strict=True):
+                times[key] = _undisturbed_ms(runtime, content, inputs, target, reference)
     return {(shape, manner): max(0.0, ms - times[_NOTHING, manner]) for (shape, manner), ms in times.items()}
+
+
+class _Reference:
+    """A file of which is known how long it takes when nothing else goes on."""
+
+    def __init__(self, runtime: Runtime, content: bytes, inputs: NDArray[Any], target: Target) -> None:
+        self._session, self._inputs = runtime.load(content, target), inputs
+        self._least = float("inf")
+        self.is_slow()
+
+    def is_slow(self) -> bool:
+        """Whether it takes longer at the moment."""
+        now = min(_seconds(self._session, self._inputs) for _ in range(_REFERENCE_RUNS))
+        self._least = min(self._least, now)
+        return now > _SLOW * self._least
+
+
+def _undisturbed_ms(runtime: Runtime, content: bytes, inputs: NDArray[Any], target: Target, reference: _Reference) -> float:
+    least = float("inf")
+    for done in range(1, _MOST_SESSIONS + 1):
+        least = min(least, _least_ms(runtime, content, inputs, target))
+        if not reference.is_slow() and done >= _SESSIONS:
+            break
+    return least
+
+
+def _macs(shape: LayerShape) -> float:
+    places = float(np.prod(shape.size)) / float(np.prod(shape.stride)) if shape.kind == "conv2d" else 1.0
+    return float(np.prod(shape.weight_shape)) * places
+
+
+def _seconds(session: Session, inputs: NDArray[Any]) -> float:
+    start = time.perf_counter()
+    session(inputs)
+    return time.perf_counter() - start
 
 
 def _files(found: Sequence[Use], target: Target) -> Iterator[tuple[LayerShape, Manner]]:
@@ -125,9 +164,7 @@ def _least_ms(runtime: Runtime, content: bytes, inputs: NDArray[Any], target: Ta
     least, runs = float("inf"), 0
     deadline = time.perf_counter() + _SECONDS
     while runs < _RUNS and (runs < _FEWEST_RUNS or time.perf_counter() < deadline):
-        start = time.perf_counter()
-        session(inputs)
-        least = min(least, time.perf_counter() - start)
+        least = min(least, _seconds(session, inputs))
         runs += 1
     return least * 1e3
 

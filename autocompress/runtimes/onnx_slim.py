@@ -39,11 +39,11 @@ def flatten_any_width(model: ModelProto) -> ModelProto:
     graph = model.graph
     shapes = {value.name: value.type.tensor_type.shape.dim for value in (*graph.input, *graph.value_info)}
     wanted = {tensor.name: numpy_helper.to_array(tensor).tolist() for tensor in graph.initializer if tensor.dims == [2]}
-    for node in graph.node:
-        if node.op_type != "Reshape" or node.input[0] not in shapes:
+    for node in (node for node in graph.node if node.op_type == "Reshape"):
+        dims = shapes.get(node.input[0])
+        if not dims or not dims[0].dim_param:
             continue
-        rows, *row = shapes[node.input[0]]
-        if rows.dim_param and wanted.get(node.input[1]) == [-1, math.prod(dim.dim_value for dim in row)]:
+        if wanted.get(node.input[1]) == [-1, math.prod(dim.dim_value for dim in dims[1:])]:
             node.input[1] = _ROWS
             del node.attribute[:]  # torch's ``allowzero`` would have 0 mean none
     if any(_ROWS in node.input for node in graph.node):

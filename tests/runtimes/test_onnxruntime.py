@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from autocompress.baseline import Baseline, Data
 from autocompress.compress import compress
+from autocompress.distill import features_of
 from autocompress.errors import ExportError
 from autocompress.policy import LayerPolicy, Policy
+from autocompress.probe import probe
+from autocompress.profile.layers import uses
 from autocompress.runtimes.onnxruntime import OnnxSession, export
 from autocompress.target import Target
 from autocompress.testing import ToyTask
@@ -140,9 +143,9 @@ def test_what_onnx_runtime_refuses_is_one_error() -> None:
         OnnxSession(b"not a model", TARGET)
 
 
-def parity(network: nn.Module, layer: LayerPolicy | None, *, size: int = 8) -> float:
+def parity(network: nn.Module, layer: LayerPolicy | None, *, size: int = 8, channels: int = 1) -> float:
     """The mean difference between student and file as a share of the spread of the outputs, all layers compressed alike."""
-    images = torch.randn(64, 1, size, size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(64, channels, size, size, generator=torch.Generator().manual_seed(0))
     names = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     policy = Policy(layers={} if layer is None else dict.fromkeys(names, layer))
     student = compress(network.eval(), policy, images)
@@ -207,25 +210,56 @@ def test_padding_by_reflection_is_kept() -> None:
     assert parity(network, INTEGER) < 0.03
 
 
+class Keywords(nn.Module):
+    """Calls its layers by keyword, or by position."""
+
+    def __init__(self, *, named: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv1, self.bn, self.conv2 = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3)
+        self.head, self.named = nn.Linear(8, 3), named
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.named:
+            x = torch.relu(self.bn(input=self.conv1(input=images)))
+            out: Tensor = self.head(input=torch.relu(self.conv2(input=x)).mean((2, 3)))
+        else:
+            x = torch.relu(self.bn(self.conv1(images)))
+            out = self.head(torch.relu(self.conv2(x)).mean((2, 3)))
+        return out
+
+
 def test_layers_may_be_called_with_a_keyword(tmp_path: Path) -> None:
-    class Net(nn.Module):
+    policy = Policy(layers=dict.fromkeys(("conv1", "conv2", "head"), LayerPolicy(weight_bits=3, activation_bits=8)))
+    inputs = torch.randn(64, 1, 8, 8)
+    files, outputs, shapes = [], [], []
+    for named in (True, False):
+        model = Keywords(named=named).eval()
+        student = compress(model, policy, inputs)
+        files.append(export(student, inputs[:4]))
+        with torch.no_grad(), features_of(student, "head") as features:
+            outputs.append(student(inputs))
+        assert features[0].shape == (64, 8)
+        found = uses(model, inputs[:2], probe(model, inputs[:4]), Target())
+        shapes.append([use.shapes for use in found])
+    # Repaired alike too.
+    assert files[0] == files[1]
+    assert torch.equal(*outputs)
+    assert shapes[0] == shapes[1]
+    np.testing.assert_allclose(OnnxSession(files[0], Target())(inputs.numpy()), outputs[0], atol=0.02)
+    assert optimised(files[0], tmp_path).count("QLinearConv") == 2
+
+
+def test_a_shape_may_be_computed() -> None:
+    class Frames(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv1, self.bn, self.conv2 = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3)
-            self.head = nn.Linear(8, 3)
+            self.conv, self.head = nn.Conv2d(1, 8, 3), nn.Linear(8, 3)
 
-        def forward(self, images: Tensor) -> Tensor:
-            x = torch.relu(self.bn(input=self.conv1(input=images)))
-            x = torch.relu(self.conv2(input=x)).mean((2, 3))
-            out: Tensor = self.head(input=x)
+        def forward(self, clips: Tensor) -> Tensor:
+            clip, frames, height, width = clips.shape
+            x = torch.relu(self.conv(clips.reshape(clip * frames, 1, height, width))).mean((2, 3))
+            out: Tensor = self.head(x).reshape(clip, frames, 3).mean(1)
             return out
 
-    torch.manual_seed(0)
-    inputs = torch.randn(64, 1, 8, 8)
-    policy = Policy(layers=dict.fromkeys(("conv1", "conv2", "head"), LayerPolicy(weight_bits=4, activation_bits=8)))
-    student = compress(Net(), policy, inputs)
-    file = export(student, inputs[:4])
-    with torch.no_grad():
-        expected = student(inputs)
-    np.testing.assert_allclose(OnnxSession(file, Target())(inputs.numpy()), expected, atol=0.02)
-    assert optimised(file, tmp_path).count("QLinearConv") == 2
+    assert parity(Frames(), None, channels=2) < 1e-4

@@ -17,7 +17,8 @@ class Status(StrEnum):
 class Rung(Noun):
     """How far a trial is after `step` fine-tuning steps.
 
-    `accuracy` is the student's score on the validation split, in torch. `metrics` holds what does not depend on training
+    `accuracy` is the score on the validation split, of the student in torch or, where `metrics` are known before any training,
+    at step 0 of its file. `metrics` holds what does not depend on training
     and was measured on the file exported at the first rung (`size_bytes`, `latency_ms`, ...), `seconds` how many
     worker-seconds the trial took so far.
     """
@@ -43,7 +44,7 @@ class TrialResult(Noun):
 
     `metrics` are measured on the exported file (validation split): `size_bytes`, `download_bytes`, `latency_ms`,
     `latency_ratio`, `latency_measured_ms`, `accuracy`, `macs`, `params`. `latency_ratio` is the time of the file over that
-    of the uncompressed model in the same interleaved session; `latency_ms` is this ratio times the uncompressed model's
+    of the uncompressed model in the same interleaved sessions; `latency_ms` is this ratio times the uncompressed model's
     time at the start of the run, so that trials timed hours apart compare; `latency_measured_ms` is the least time itself.
     Empty unless the trial is complete. `seconds` says how long each stage took, `model` is the path of the exported file
     inside the run folder, `summary` the policy in a few words. `refit_of` is the number of the trial whose student this

@@ -88,6 +88,6 @@ experiment = Experiment(
     refit=Refit(models=6, share=0.4),
     objectives=("size_bytes", "latency_ms", "accuracy"),
     limits=("accuracy >= baseline - 0.03",),
-    budget=Budget(trials=60, minutes=4.5),
+    budget=Budget(trials=100, minutes=4.5),
     seed=0,
 )

@@ -26,7 +26,8 @@ _SECONDS_A_SESSION = 1.0
 # A core of a virtual machine is slow as long as a neighbour uses its other half, small integer models most of all. When the
 # uncompressed model takes that much longer than it can, a better moment is waited for: so many times as long as it takes,
 # within bounds in seconds.
-_SLOW, _PATIENCE, _LEAST_PATIENCE, _MOST_PATIENCE = 1.08, 10_000, 0.2, 3.0
+SLOW = 1.08
+_PATIENCE, _LEAST_PATIENCE, _MOST_PATIENCE = 10_000, 0.2, 3.0
 # What it can take is found out in so many sessions; what once was possible need not be for ever.
 _FIRST_SESSIONS = 20
 _FORGETTING = 1.005
@@ -77,7 +78,7 @@ def measure_latency(model: bytes, baseline: bytes, target: Target, *, lane: Lane
             ours, theirs = min(ours, times[0]), min(theirs, times[1])
             spent = time.monotonic() - began
             enough = done >= wanted or (done >= _FEWEST_SESSIONS and spent > _SECONDS)
-            if enough and (known is None or theirs <= _SLOW * known or spent > _patience(known)):
+            if enough and (known is None or theirs <= SLOW * known or spent > _patience(known)):
                 break
     _known[key] = theirs if known is None else min(_FORGETTING * known, theirs)
     return Latency(latency_ms=ours, baseline_latency_ms=theirs)

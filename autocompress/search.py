@@ -19,7 +19,7 @@ from autocompress.experiment import Experiment
 from autocompress.front import FrontSoFar, ParetoFront, missed, unusable
 from autocompress.halving import Ladder
 from autocompress.layer import Layers
-from autocompress.policy import Policy
+from autocompress.policy import Distill, Finetune, Policy
 from autocompress.refitting import next_to_refit
 from autocompress.result import Rung, Status, TrialResult
 from autocompress.sampling import SAMPLERS, rehearse, sampled, sampler_named, start_params
@@ -264,21 +264,17 @@ class Search:
         steps = self._affordable(parent, refit.steps or _REFIT_TIMES * trained)
         if steps < max(1, trained // 2):
             return None
-        how = self._training_of(parent)
-        finetune = how.finetune.model_copy(update={"steps": steps})
-        return self._refit_trial(parent, parent.policy.model_copy(update={"finetune": finetune, "distill": how.distill}))
+        finetune, distill = self._training_of(parent)
+        finetune = finetune.model_copy(update={"steps": steps})
+        return self._refit_trial(parent, parent.policy.model_copy(update={"finetune": finetune, "distill": distill}))
 
-    def _training_of(self, parent: TrialResult) -> Policy:
-        """A policy that is trained as `parent` was or, where it was not, as most of the others were."""
+    def _training_of(self, parent: TrialResult) -> tuple[Finetune, Distill | None]:
+        """How `parent` was trained or, where it was not, most of the others were."""
+        own = parent.policy.finetune, parent.policy.distill
         if parent.policy.finetune.steps:
-            return parent.policy
-        ways = [
-            Policy(finetune=result.policy.finetune, distill=result.policy.distill)
-            for result in self._results
-            if result.refit_of is None and result.policy.finetune.steps
-        ]
-        most = Counter(way.key() for way in ways).most_common(1)
-        return next(way for way in ways if way.key() == most[0][0]) if ways else parent.policy
+            return own
+        ways = Counter((one.policy.finetune, one.policy.distill) for one in self._results if _was_trained(one))
+        return ways.most_common(1)[0][0] if ways else own
 
     def _refitted(self) -> int:
         """How many were refitted since the sampling ended: one that goes on with a larger budget has refits of its own."""
@@ -306,7 +302,7 @@ class Search:
         def times_larger(result: TrialResult) -> float:
             return max(parent.metrics.get("macs", 0.0), 1.0) / max(result.metrics.get("macs", 0.0), 1.0)
 
-        trained = [result for result in self._results if _was_trained(result)]
+        trained = [one for one in self._results if one.status is Status.COMPLETE and _was_trained(one)]
         nearest = min(trained, key=lambda result: abs(math.log(times_larger(result))), default=None)
         return 0.0 if nearest is None else _seconds_a_step(nearest) * times_larger(nearest)
 
@@ -436,7 +432,7 @@ def _key(trial: Asked | TrialResult) -> str:
 
 
 def _was_trained(result: TrialResult) -> bool:
-    return result.status is Status.COMPLETE and result.policy.finetune.steps > 0 and result.refit_of is None
+    return result.refit_of is None and result.policy.finetune.steps > 0
 
 
 def _seconds_a_step(result: TrialResult) -> float:

@@ -7,36 +7,29 @@ measurement of a tenth of a second would give.
 """
 
 import os
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from cases import opened
 from printing import print_machine
 
-from autocompress.baseline import load_data, make_baseline
 from autocompress.compress import compress
-from autocompress.experiment import load_experiment
 from autocompress.measure import _least_times, measure_latency
 from autocompress.policy import LayerPolicy, Policy
 from autocompress.runtimes import runtime_of
-from autocompress.target import Target
 
-EXPERIMENT = Path(__file__).resolve().parent.parent / "experiments" / "mnist_vgg.py"
 TIMES = 24
 
 
 def main() -> None:
     torch.set_num_threads(1)
     print_machine()
-    task, target = load_experiment(EXPERIMENT).task, Target()
-    data = load_data(task)
-    with tempfile.TemporaryDirectory() as folder:
-        baseline = make_baseline(task, target, Path(folder), seed=0)
+    task, data, baseline = opened("mnist_vgg")
+    target = baseline.target
     inputs = torch.tensor(data["train"][0][:256])
     policy = Policy(
         channel_sparsity={group.name: 0.6 for group in baseline.layers.groups},

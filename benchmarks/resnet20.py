@@ -19,10 +19,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import click
 import torch
+from cases import opened
 from printing import print_machine
 
-from autocompress.baseline import Baseline, Data, load_data, make_baseline
-from autocompress.experiment import load_experiment
+from autocompress.baseline import Baseline, Data
 from autocompress.front import TestScore
 from autocompress.measure import test_score
 from autocompress.policy import Distill, Finetune, Policy
@@ -30,11 +30,8 @@ from autocompress.prior import Prior
 from autocompress.profile import profile
 from autocompress.result import Rung, TrialResult
 from autocompress.sensitivity import cache_folder, divergences_of, sense
-from autocompress.target import Target
 from autocompress.task import Task
 from autocompress.trial import run_trial
-
-EXPERIMENT = Path(__file__).resolve().parent.parent / "experiments" / "cifar10_resnet20.py"
 
 
 @dataclass(frozen=True)
@@ -62,10 +59,8 @@ def main(*, names: tuple[str, ...], steps: int, learning_rate: float, seed: int)
     """Measure what comes of one or more goals."""
     torch.set_num_threads(1)
     print_machine()
-    task, target = load_experiment(EXPERIMENT).task, Target()
-    data = load_data(task)
-    with tempfile.TemporaryDirectory() as folder:
-        baseline = make_baseline(task, target, Path(folder), seed=0)
+    task, data, baseline = opened("cifar10_resnet20")
+    target = baseline.target
     uncompressed = test_score(baseline.onnx, task, target)
     print(f"uncompressed: {len(baseline.onnx):,} bytes, {uncompressed.accuracy:.2%} on test", flush=True)
     sensitivity = sense(

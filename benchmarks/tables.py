@@ -10,9 +10,7 @@ fitted without them.
 """
 
 import os
-import tempfile
 import time
-from pathlib import Path
 from statistics import median
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,21 +18,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import optuna
 import torch
+from cases import opened
 from printing import print_machine
 from scipy.stats import spearmanr
 
-from autocompress.baseline import load_data, make_baseline
 from autocompress.compress import compress
-from autocompress.experiment import load_experiment
 from autocompress.policy import Policy
 from autocompress.prior import Prior
 from autocompress.profile import profile
 from autocompress.sensitivity import divergences_of, sense
 from autocompress.tables import CostError
-from autocompress.target import Target
 from search_spaces import joint
 
-ROOT = Path(__file__).resolve().parent.parent
 CASES = {"MNIST VGG": "mnist_vgg", "CIFAR-10 ResNet-20": "cifar10_resnet20"}
 POLICIES, PROFILED = 50, 20
 CALIBRATION, EXAMPLES = 512, 256
@@ -42,10 +37,8 @@ CALIBRATION, EXAMPLES = 512, 256
 
 def compare(name: str, file: str) -> None:
     """Prints how far the tables of one case are off."""
-    task, target = load_experiment(ROOT / "experiments" / f"{file}.py").task, Target()
-    data = load_data(task)
-    with tempfile.TemporaryDirectory() as folder:
-        baseline = make_baseline(task, target, Path(folder), seed=0)
+    task, data, baseline = opened(file)
+    target = baseline.target
     sensitivity = sense(task, baseline, data, spread=lambda options: divergences_of(options, task, baseline, data), cache=None)
     costs = profile(task, baseline, data, policies=PROFILED)
     prior = Prior(baseline.layers, target, sensitivity, costs)

@@ -12,6 +12,7 @@ from torch import nn
 
 from autocompress.compress.weights import largest_weights
 from autocompress.lane import Lane
+from autocompress.measure import SLOW
 from autocompress.option import SPARSITIES
 from autocompress.profile.layers import Use
 from autocompress.runtimes import Runtime, Session, runtime_of
@@ -23,7 +24,6 @@ from autocompress.target import Target
 # The least of runs in some sessions, further ones only as long as the machine seems to be slow at the time: the reference,
 # the largest of all layers, then takes that much longer than it can.
 _SESSIONS, _MOST_SESSIONS = 2, 6
-_SLOW = 1.08
 _REFERENCE_RUNS = 5
 _RUNS = 40
 _FEWEST_RUNS = 3
@@ -101,7 +101,8 @@ def _times(found: Sequence[Use], runtime: Runtime, target: Target, lane: Lane) -
     wanted = list(dict.fromkeys(_files(found, target)))
     times: Times = {}
     with lane.shared():
-        reference = _Reference(runtime, *runtime.single.file(max((key for key, _ in wanted), key=_macs), "float"), target)
+        largest = max(found, key=lambda use: use.layer.macs)
+        reference = _Reference(runtime, *runtime.single.file(largest.shapes[0], "float"), target)
     for start in range(0, len(wanted), _PORTION):
         portion = wanted[start : start + _PORTION]
         with lane.shared():
@@ -124,7 +125,7 @@ class _Reference:
         """Whether it takes longer at the moment."""
         now = min(_seconds(self._session, self._inputs) for _ in range(_REFERENCE_RUNS))
         self._least = min(self._least, now)
-        return now > _SLOW * self._least
+        return now > SLOW * self._least
 
 
 def _undisturbed_ms(runtime: Runtime, content: bytes, inputs: NDArray[Any], target: Target, reference: _Reference) -> float:
@@ -134,11 +135,6 @@ def _undisturbed_ms(runtime: Runtime, content: bytes, inputs: NDArray[Any], targ
         if not reference.is_slow() and done >= _SESSIONS:
             break
     return least
-
-
-def _macs(shape: LayerShape) -> float:
-    places = float(np.prod(shape.size)) / float(np.prod(shape.stride)) if shape.kind == "conv2d" else 1.0
-    return float(np.prod(shape.weight_shape)) * places
 
 
 def _seconds(session: Session, inputs: NDArray[Any]) -> float:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -10,19 +11,24 @@ import numpy as np
 import torch
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
-from torch import Tensor, nn
+from torch import nn
 
+from autocompress import nested
 from autocompress.errors import DivergedError, ExportError, InputError, RunFolderError, TaskError
 from autocompress.folder import write_whole
 from autocompress.layer import Layers
 from autocompress.measure import download_bytes, measure_latency, outputs_of, score, size_bytes
+from autocompress.nested import Nested
 from autocompress.probe import cost, probe
 from autocompress.runtimes import runtime_of
 from autocompress.target import Target
 from autocompress.task import Array, Split, Task
+from autocompress.unpacked import unpacked
 
 T = TypeVar("T")
-Data = dict[Split, tuple[Array, Array]]
+# Inputs and targets of a split, in numpy.
+Pairs = tuple[Nested, Nested]
+Data = dict[Split, Pairs]
 
 # How many inputs make an example batch.
 _EXAMPLES = 8
@@ -45,7 +51,7 @@ class Baseline:
 
     def model(self, task: Task) -> nn.Module:
         """A fresh copy of the trained network, in evaluation mode. Raises `TaskError` when the task now builds another."""
-        model = task.model()
+        model = unpacked(task.model())
         try:
             # safetensors hands out read-only arrays; torch wants its own.
             model.load_state_dict({name: torch.tensor(array) for name, array in self.weights.items()})
@@ -73,22 +79,22 @@ def make_baseline(task: Task, target: Target, folder: Path, *, seed: int) -> Bas
     torch.manual_seed(seed)
     model = _checked(task.model)
     inputs, targets = as_tensors(data["train"])
-    layers = probe(model, inputs[:_EXAMPLES])
+    example = nested.take(inputs, slice(_EXAMPLES))
+    layers = probe(unpacked(deepcopy(model)), example)
     try:
         task.train(model, inputs, targets)
     except InputError:
         raise
     except Exception as error:
         raise TaskError(f"the task's train() failed: {type(error).__name__}: {error}") from error
-    model = model.cpu().eval()
-    _check_outputs(model, inputs[:_EXAMPLES])
+    model = unpacked(model).cpu().eval()
     try:
-        file = runtime_of(target).export(model, inputs[:_EXAMPLES])
+        file = runtime_of(target).export(model, example)
     except ExportError as error:
         raise TaskError(f"the uncompressed model cannot be exported: {error}") from error
-    check_parity(model, file, inputs[:_EXAMPLES], target)
+    check_parity(model, file, example, target)
     latency = measure_latency(file, file, target)
-    size = cost(model, inputs[:_EXAMPLES])
+    size = cost(model, example)
     metrics = {
         "size_bytes": float(size_bytes(file)),
         "download_bytes": float(download_bytes(file)),
@@ -126,27 +132,30 @@ def load_data(task: Task) -> Data:
     return {"train": load_split(task, "train"), "validation": load_split(task, "validation")}
 
 
-def load_split(task: Task, split: Split) -> tuple[Array, Array]:
+def load_split(task: Task, split: Split) -> Pairs:
     """One split of the task, checked: as many inputs as targets, no NaN. Raises `TaskError`."""
-    inputs, targets = _checked(lambda: task.data(split), f"data({split!r})")
-    inputs, targets = np.asarray(inputs), np.asarray(targets)
-    if len(inputs) != len(targets) or len(inputs) < 2:
+    inputs, targets = (nested.each(np.asarray, part) for part in _checked(lambda: task.data(split), f"data({split!r})"))
+    counts = [len(array) if array.ndim else 0 for part in (inputs, targets) for array in nested.arrays(part)]
+    if len(set(counts)) != 1 or counts[0] < 2:
         raise TaskError(
-            f"data({split!r}) must give as many inputs as targets, at least 2; given {len(inputs)} and {len(targets)}"
+            f"data({split!r}) must give as many inputs as targets, at least 2; given {' and '.join(map(str, counts))}"
         )
-    if inputs.dtype.kind == "f" and not np.isfinite(inputs).all():
+    if not all(np.isfinite(array).all() for array in nested.arrays(inputs) if array.dtype.kind == "f"):
         raise TaskError(f"data({split!r}) has inputs that are not finite numbers")
     return inputs, targets
 
 
-def check_parity(model: nn.Module, file: bytes, example: Tensor, target: Target) -> float:
+def check_parity(model: nn.Module, file: bytes, example: Nested, target: Target) -> float:
     """The largest difference between the outputs of the uncompressed `model` and of its exported file for a batch (n, ...).
 
     As a share of the largest output. Raises `TaskError` when it is more than rounding can make.
     """
     with torch.no_grad():
-        expected = model(example).numpy()
-    gap = float(np.abs(outputs_of(file, example.numpy(), target) - expected).max() / max(float(np.abs(expected).max()), 1e-6))
+        expected = nested.each(lambda part: part.numpy(), nested.call(model, example))
+    got = outputs_of(file, nested.each(lambda part: part.numpy(), example), target)
+    if nested.shapes(got) != nested.shapes(expected):
+        raise TaskError(f"the exported file gives {nested.shapes(got)}, the model {nested.shapes(expected)}")
+    gap = max(_gap(*pair) for pair in zip(nested.arrays(got), nested.arrays(expected), strict=True))
     if not gap <= _PARITY:
         raise TaskError(
             f"the exported file differs from the model by {gap:.2%} of its largest output; it cannot be the baseline"
@@ -154,20 +163,17 @@ def check_parity(model: nn.Module, file: bytes, example: Tensor, target: Target)
     return gap
 
 
-def as_tensors(split: tuple[Array, Array]) -> tuple[Tensor, Tensor]:
+def _gap(got: Array, expected: Array) -> float:
+    return float(np.abs(got - expected).max() / max(float(np.abs(expected).max()), 1e-6))
+
+
+def as_tensors(split: Pairs) -> tuple[Nested, Nested]:
     """Inputs and targets as tensors that may be written to without changing the arrays."""
     inputs, targets = split
-    return torch.tensor(inputs), torch.tensor(targets)
+    return nested.each(torch.tensor, inputs), nested.each(torch.tensor, targets)
 
 
-def _check_outputs(model: nn.Module, example: Tensor) -> None:
-    with torch.no_grad():
-        outputs = model(example)
-    if not isinstance(outputs, Tensor):
-        raise TaskError(f"the model must give one tensor, it gives a {type(outputs).__name__}; return the one to be scored")
-
-
-def _score(file: bytes, split: tuple[Array, Array], task: Task, target: Target) -> float:
+def _score(file: bytes, split: Pairs, task: Task, target: Target) -> float:
     try:
         value = score(file, split, task, target)
     except DivergedError as error:

@@ -12,14 +12,17 @@ import optuna
 import torch
 from torch import Tensor, nn
 
-from autocompress.baseline import Data, as_tensors, check_parity, load_data, load_split
+from autocompress import nested
+from autocompress.baseline import Data, Pairs, as_tensors, check_parity, load_data, load_split
 from autocompress.errors import ExportError, InputError, PolicyError, TaskError
 from autocompress.experiment import Experiment, is_guided, load_experiment
 from autocompress.layer import Layers
+from autocompress.nested import Nested
 from autocompress.policy import Policy
 from autocompress.probe import probe
 from autocompress.runtimes import runtime_of
 from autocompress.task import Array, Split, Task
+from autocompress.unpacked import unpacked
 
 T = TypeVar("T")
 
@@ -45,13 +48,14 @@ def check(file: Path) -> Iterator[Finding]:
     task = experiment.task
     data = {**load_data(task), "test": load_split(task, "test")}
     for split, (inputs, targets) in data.items():
-        yield Finding(f"data, {split}", f"inputs {_array(inputs)}, targets {_array(targets)}")
+        yield Finding(f"data, {split}", f"inputs {_in_figures(inputs)}; targets {_in_figures(targets)}")
     yield from _same_again(task, data)
     yield from _shared(data)
     model = _called("model()", task.model)
     if not isinstance(model, nn.Module):
         raise TaskError(f"model() must give a torch.nn.Module, given {type(model).__name__}")
-    example, wanted = (tensor[:_EXAMPLES] for tensor in as_tensors(data["train"]))
+    example, wanted = (nested.take(part, slice(_EXAMPLES)) for part in as_tensors(data["train"]))
+    model = unpacked(model)
     layers = probe(model, example)
     yield Finding("layers", f"{len(layers)} layers, {len(layers.groups)} channel groups", layers=layers)
     yield _loss(task, model, example, wanted)
@@ -66,6 +70,12 @@ def _in_words(experiment: Experiment) -> str:
     return f"{type(experiment.task).__name__}; objectives {objectives}; {limits}; {experiment.target.runtime}"
 
 
+def _in_figures(part: Nested) -> str:
+    if not isinstance(part, dict | tuple):
+        return _array(part)
+    return ", ".join(f"{name} {_array(array)}" for name, array in nested.named(part, "").items())
+
+
 def _array(array: Array) -> str:
     values = f", {array.min():.3g} to {array.max():.3g}" if array.size and array.dtype.kind in "fiu" else ""
     return f"{'x'.join(str(size) for size in array.shape)} {array.dtype}{values}"
@@ -73,18 +83,24 @@ def _array(array: Array) -> str:
 
 def _same_again(task: Task, data: Data) -> Iterator[Finding]:
     for split, (inputs, targets) in data.items():
-        again = task.data(split)
-        if not (np.array_equal(inputs, again[0]) and np.array_equal(targets, again[1])):
+        again = load_split(task, split)
+        if not all(_equal(*pair) for pair in zip((inputs, targets), again, strict=True)):
             raise TaskError(f"data({split!r}) gives other data each time it is called; fix its random seed")
-        shape, first = inputs.shape[1:], data["train"][0].shape[1:]
-        if shape != first:
-            raise TaskError(f"data({split!r}) has inputs of shape {shape}, data('train') of {first}")
-        if inputs.dtype != np.float32:
-            yield Finding(f"data, {split}", f"inputs are {inputs.dtype}; models take float32", warning=True)
+        shapes, first = (nested.shapes(nested.take(part, 0)) for part in (inputs, data["train"][0]))
+        if shapes != first:
+            raise TaskError(f"data({split!r}) has inputs of shape {shapes}, data('train') of {first}")
+        for array in nested.arrays(inputs):
+            if array.dtype.kind == "f" and array.dtype != np.float32:
+                yield Finding(f"data, {split}", f"inputs are {array.dtype}; models take float32", warning=True)
+
+
+def _equal(one: Nested, other: Nested) -> bool:
+    ours, theirs = nested.named(one, ""), nested.named(other, "")
+    return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
 def _shared(data: Data) -> Iterator[Finding]:
-    rows = {split: {sha256(row.tobytes()).digest() for row in inputs} for split, (inputs, _) in data.items()}
+    rows = {split: _digests(inputs) for split, (inputs, _) in data.items()}
     pairs: list[tuple[Split, Split]] = [("train", "validation"), ("train", "test"), ("validation", "test")]
     shared = {pair: len(rows[pair[0]] & rows[pair[1]]) for pair in pairs}
     for (left, right), count in shared.items():
@@ -95,19 +111,24 @@ def _shared(data: Data) -> Iterator[Finding]:
         yield Finding("data", "no example is in two splits")
 
 
-def _loss(task: Task, model: nn.Module, inputs: Tensor, targets: Tensor) -> Finding:
+def _digests(inputs: Nested) -> set[bytes]:
+    return {sha256(b"".join(part.tobytes() for part in row)).digest() for row in zip(*nested.arrays(inputs), strict=True)}
+
+
+def _loss(task: Task, model: nn.Module, inputs: Nested, targets: Nested) -> Finding:
     model.train()
     model.zero_grad()
-    outputs = _called("the model in training mode", lambda: model(inputs))
-    if not isinstance(outputs, Tensor) or len(outputs) != len(inputs):
-        given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise TaskError(f"the model must give one tensor with a row for each of {len(inputs)} inputs, given {given}")
+    outputs = _called("the model in training mode", lambda: nested.call(model, inputs))
+    examples = nested.count(inputs)
+    parts = nested.arrays(outputs)
+    if not parts or not all(isinstance(part, Tensor) and part.dim() and len(part) == examples for part in parts):
+        raise TaskError(f"the model must give tensors with a row for each of {examples} inputs, given {nested.shapes(outputs)}")
     loss = _called("loss()", lambda: task.loss(outputs, targets))
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         given = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise TaskError(f"loss() must give a scalar tensor, given {given}")
     if not torch.isfinite(loss):
-        raise TaskError(f"loss() gave {loss.item()} on {len(inputs)} training examples; it must be finite")
+        raise TaskError(f"loss() gave {loss.item()} on {examples} training examples; it must be finite")
     if not loss.requires_grad:
         raise TaskError("loss() is cut off from the model: no gradient flows (a .detach(), .item() or numpy in between?)")
     loss.backward()
@@ -121,10 +142,10 @@ def _loss(task: Task, model: nn.Module, inputs: Tensor, targets: Tensor) -> Find
     return Finding("loss", f"{loss.item():.4g}, differentiable")
 
 
-def _score(task: Task, model: nn.Module, split: tuple[Array, Array]) -> Finding:
-    inputs, targets = split[0][:_SCORED], split[1][:_SCORED]
+def _score(task: Task, model: nn.Module, split: Pairs) -> Finding:
+    inputs, targets = (nested.take(part, slice(_SCORED)) for part in split)
     with torch.no_grad():
-        outputs = model.eval()(torch.tensor(inputs)).numpy()
+        outputs = nested.each(lambda part: part.numpy(), nested.call(model.eval(), nested.each(torch.tensor, inputs)))
     value = float(_called("score()", lambda: task.score(outputs, targets)))
     low, high = task.score_range
     if not np.isfinite(value):
@@ -155,7 +176,7 @@ def _space(experiment: Experiment, layers: Layers) -> Finding:
     return Finding("space", f"{len(seen[0])} parameters, {_SAMPLES} samples valid")
 
 
-def _export(experiment: Experiment, model: nn.Module, inputs: Tensor) -> Finding:
+def _export(experiment: Experiment, model: nn.Module, inputs: Nested) -> Finding:
     runtime = runtime_of(experiment.target)
     try:
         file = runtime.export(model.eval(), inputs)

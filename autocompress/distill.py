@@ -7,13 +7,16 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from autocompress import nested
 from autocompress.fast import Precision, fast_precision, in_fast_layout
 from autocompress.lane import Lane
+from autocompress.nested import Nested
 from autocompress.policy import Distill
 from autocompress.student import only_input
+from autocompress.task import Task
 
 # The outputs for a batch, and the features that hints are about.
-Answer = tuple[Tensor, Tensor | None]
+Answer = tuple[Nested, Tensor | None]
 
 _BATCH = 256
 # What the answers to a whole split may take of the memory, outputs and features each.
@@ -30,20 +33,20 @@ class Teacher:
         self.model = model.eval()
         self.last = last
         self._quick: tuple[nn.Module, Precision] | None = None
-        self._known: tuple[Tensor | None, Tensor | None] | None = None
+        self._known: tuple[Nested | None, Tensor | None] | None = None
 
-    def precision(self, inputs: Tensor) -> Precision:
+    def precision(self, inputs: Nested) -> Precision:
         """In what the network, and students of it, are to be trained; `inputs` (n, ...) show it what they look like."""
         return self._quickened(inputs)[1]
 
-    def answer(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+    def answer(self, batch: Nested) -> tuple[Nested, Tensor]:
         """Outputs and features for a batch (n, ...), computed now, in half precision where that is faster."""
         model, precision = self._quickened(batch)
         with torch.no_grad(), features_of(model, self.last) as features, precision():
-            outputs = model(batch)
-        return outputs.float(), features[-1].float()
+            outputs = nested.call(model, batch)
+        return in_floats(outputs), features[-1].float()
 
-    def remember(self, inputs: Tensor, *, hints: bool, lane: Lane) -> bool:
+    def remember(self, inputs: Nested, *, hints: bool, lane: Lane) -> bool:
         """Answers the whole, unaugmented training split, once. False when it could not keep the answers in memory.
 
         Features are asked for with `hints`.
@@ -58,24 +61,25 @@ class Teacher:
         assert self._known is not None
         outputs, features = self._known
         assert outputs is not None
-        return outputs[picked], None if features is None else features[picked]
+        return nested.take(outputs, picked), None if features is None else features[picked]
 
-    def _answers(self, inputs: Tensor, lane: Lane) -> tuple[Tensor | None, Tensor | None]:
-        kept: tuple[list[Tensor], list[Tensor]] = [], []
-        for batch in inputs.split(_BATCH):
+    def _answers(self, inputs: Nested, lane: Lane) -> tuple[Nested | None, Tensor | None]:
+        kept: tuple[list[Nested], list[Nested]] = [], []
+        examples = nested.count(inputs)
+        for batch in nested.split(inputs, _BATCH):
             with lane.shared():
                 answer = self.answer(batch)
             for parts, part in zip(kept, answer, strict=True):
-                if part[0].nbytes * len(inputs) <= _MOST_BYTES:
+                if sum(array[0].nbytes for array in nested.arrays(part)) * examples <= _MOST_BYTES:
                     parts.append(part)
             if not kept[0]:
                 break
-        outputs, features = (torch.cat(parts) if parts else None for parts in kept)
+        outputs, features = (nested.join(parts) if parts else None for parts in kept)
         return outputs, features
 
-    def _quickened(self, example: Tensor) -> tuple[nn.Module, Precision]:
+    def _quickened(self, example: Nested) -> tuple[nn.Module, Precision]:
         if self._quick is None:
-            model = in_fast_layout(deepcopy(self.model), example[:2])
+            model = in_fast_layout(deepcopy(self.model), nested.take(example, slice(2)))
             self._quick = model, fast_precision(model, example)
         return self._quick
 
@@ -93,11 +97,9 @@ def features_of(model: nn.Module, layer: str) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def logit_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence of the softened classes, times the temperature squared (Hinton et al., 2015)."""
-    log_student = nn.functional.log_softmax(student / temperature, dim=-1)
-    log_teacher = nn.functional.log_softmax(teacher / temperature, dim=-1)
-    return nn.functional.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean") * temperature**2
+def in_floats(outputs: Nested) -> Nested:
+    """The same outputs, in single precision what was in half of it."""
+    return nested.each(lambda part: part.float() if part.is_floating_point() else part, outputs)
 
 
 def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -109,10 +111,13 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (_likeness(student) - _likeness(teacher)).square().mean() * len(student)
 
 
-def distilled_loss(task_loss: Tensor, outputs: Tensor, features: Tensor | None, teacher: Answer, how: Distill) -> Tensor:
-    """The loss of `Distill`: task, logits and features in their shares."""
+def distilled_loss(
+    task: Task, task_loss: Tensor, outputs: Nested, features: Tensor | None, teacher: Answer, how: Distill
+) -> Tensor:
+    """The loss of `Distill`: task, outputs and features in their shares."""
     teacher_outputs, teacher_features = teacher
-    loss = (1 - how.share - how.hint_share) * task_loss + how.share * logit_loss(outputs, teacher_outputs, how.temperature)
+    loss = (1 - how.share - how.hint_share) * task_loss
+    loss = loss + how.share * task.distillation(outputs, teacher_outputs, how.temperature)
     if features is not None and teacher_features is not None:
         loss = loss + how.hint_share * hint_loss(features.float(), teacher_features)
     return loss

@@ -13,6 +13,7 @@ from autocompress.measure import download_bytes, test_score
 from autocompress.opened import Run
 from autocompress.result import Status, TrialResult
 from autocompress.runtimes import runtime_of
+from autocompress.runtimes.slot import Slot
 from autocompress.verify import CLAIMS, MODEL, POLICY, README, Claims
 
 _PICKS: tuple[Pick, ...] = get_args(Pick)
@@ -32,7 +33,7 @@ def export(run: Run, pick: str, into: Path, *, max_drop: float | None) -> TrialR
     experiment = run.experiment()
     score = front.test.get(result.number) or test_score(model, experiment.task, experiment.target)
     claims = _claims(run, front, result, model, score, experiment)
-    usage = _usage(claims, result, runtime_of(experiment.target).load(model, experiment.target).example_shape)
+    usage = _usage(claims, result, runtime_of(experiment.target).load(model, experiment.target).inputs)
     (into / MODEL).write_bytes(model)
     (into / POLICY).write_text(result.policy.to_json(indent=1))
     (into / README).write_text(usage)
@@ -125,8 +126,8 @@ def _claims(
     )
 
 
-def _usage(claims: Claims, result: TrialResult, example_shape: Sequence[int]) -> str:
-    shape = ", ".join(str(size) for size in example_shape)
+def _usage(claims: Claims, result: TrialResult, slots: Sequence[Slot]) -> str:
+    inputs = "".join(f"        {slot.name!r}: np.zeros({(1, *slot.shape)}, np.{slot.dtype}),\n" for slot in slots)
     smaller, score = claims.baseline_size_bytes / claims.size_bytes, claims.accuracy
     return f"""\
 A compressed model, found by autocompress (trial {claims.trial}).
@@ -142,8 +143,9 @@ It needs onnxruntime and numpy, nothing else:
     import onnxruntime
 
     session = onnxruntime.InferenceSession("{MODEL}", providers=["CPUExecutionProvider"])
-    inputs = np.zeros((1, {shape}), dtype=np.float32)  # a batch of your examples
-    outputs = session.run(None, {{session.get_inputs()[0].name: inputs}})[0]
+    inputs = {{  # a batch of your examples
+{inputs}    }}
+    outputs = session.run(None, inputs)  # an array for each of session.get_outputs()
 
 {POLICY} says what was done to the network, {CLAIMS} what was measured and where.
 Measure it again by `autocompress verify` on this folder.

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress import nested
+from autocompress.nested import Nested
+
 Precision = Callable[[], AbstractContextManager[Any]]
 
 # How far half precision may move the outputs. Networks that train well in it stay within one per cent.
@@ -16,7 +19,7 @@ _GAP = 0.05
 _EXAMPLES = 64
 
 
-def in_fast_layout(model: nn.Module, example: Tensor) -> nn.Module:
+def in_fast_layout(model: nn.Module, example: Nested) -> nn.Module:
     """`model` moved to channels last where it allows that: the same values, trained in two thirds of the time on a CPU.
 
     `example` is a batch (n, ...).
@@ -24,34 +27,40 @@ def in_fast_layout(model: nn.Module, example: Tensor) -> nn.Module:
     moved: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
         with torch.no_grad():
-            moved(example)
+            nested.call(moved, example)
     except RuntimeError:  # a `view` needs its values in the usual order
         moved = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return moved
 
 
-def fast_precision(model: nn.Module, example: Tensor) -> Precision:
+def fast_precision(model: nn.Module, example: Nested) -> Precision:
     """What `model`, and students of it, train in: bfloat16 by autocast where the hardware is made for it and it costs nothing.
 
     That is, where the outputs stay as they are and every operation has such a kernel, forward and backward. Else a context
     that changes nothing. `example` is a batch (n, ...) on the device of the model.
     """
-    if not _has_bfloat16(example.device):
+    device = nested.arrays(example)[0].device
+    if not _has_bfloat16(device):
         return nullcontext
-    half = partial(torch.autocast, example.device.type, torch.bfloat16)
-    copy, inputs = deepcopy(model).eval(), example[:_EXAMPLES]
+    half = partial(torch.autocast, device.type, torch.bfloat16)
+    copy, inputs = deepcopy(model).eval(), nested.take(example, slice(_EXAMPLES))
     try:
         with torch.no_grad():
-            exact = copy(inputs)
+            exact = _floats(nested.call(copy, inputs))
         with torch.enable_grad():
             with half():
-                rough = copy(inputs).float()
-            if rough.requires_grad:
-                rough.sum().backward()
+                rough = _floats(nested.call(copy, inputs))
+            losses = [part.sum() for part in rough if part.requires_grad]
+            if losses:
+                torch.stack(losses).sum().backward()
     except RuntimeError:  # an operation without such a kernel, or one that mixes types
         return nullcontext
-    near = bool((rough.detach() - exact).norm() <= _GAP * exact.norm())
+    near = all((ours.detach() - theirs).norm() <= _GAP * theirs.norm() for ours, theirs in zip(rough, exact, strict=True))
     return half if near else nullcontext
+
+
+def _floats(outputs: Nested) -> list[Tensor]:
+    return [part.float() for part in nested.arrays(outputs) if part.is_floating_point()]
 
 
 def _has_bfloat16(device: torch.device) -> bool:

@@ -4,18 +4,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autocompress.distill import Teacher, distilled_loss, features_of
+from autocompress import nested
+from autocompress.distill import Teacher, distilled_loss, features_of, in_floats
 from autocompress.errors import DivergedError
 from autocompress.lane import Lane
 from autocompress.measure import checked_score
+from autocompress.nested import Nested
 from autocompress.policy import Policy
 from autocompress.result import Rung
 from autocompress.student import StudentLayer
-from autocompress.task import Array, Task
+from autocompress.task import Task
 
 _EVALUATION_BATCH = 256
 # Learned scales move by few per cent in all; at the weights' rate they run away.
@@ -29,7 +30,7 @@ def finetune(
     policy: Policy,
     task: Task,
     teacher: Teacher,
-    train: tuple[Tensor, Tensor],
+    train: tuple[Nested, Nested],
     judge: Callable[[nn.Module], float],
     *,
     rungs: Sequence[float],
@@ -57,27 +58,27 @@ def finetune(
     student.eval()
 
 
-def evaluate(student: nn.Module, task: Task, data: tuple[Array, Array], *, lane: Lane) -> float:
+def evaluate(student: nn.Module, task: Task, data: tuple[Nested, Nested], *, lane: Lane) -> float:
     """The task's score of the student in torch. Raises `DivergedError`."""
     inputs, targets = data
     return checked_score(task, student_outputs(student, inputs, lane=lane), targets)
 
 
-def student_outputs(student: nn.Module, inputs: Array, *, lane: Lane) -> Array:
+def student_outputs(student: nn.Module, inputs: Nested, *, lane: Lane) -> Nested:
     """What the student makes of `inputs` (n, ...) in torch, as float32."""
     device = next(student.parameters()).device
     outputs = []
     student.eval()
     with torch.no_grad():
-        for at in range(0, len(inputs), _EVALUATION_BATCH):
+        for batch in nested.split(inputs, _EVALUATION_BATCH):
             with lane.shared():
-                batch = torch.tensor(inputs[at : at + _EVALUATION_BATCH], device=device)
-                outputs.append(student(batch).float().cpu().numpy())
-    return np.concatenate(outputs)
+                given = nested.call(student, nested.each(lambda part: torch.tensor(part, device=device), batch))
+                outputs.append(nested.each(lambda part: part.cpu().numpy(), in_floats(given)))
+    return nested.join(outputs)
 
 
 def training_steps(
-    student: nn.Module, policy: Policy, task: Task, teacher: Teacher, train: tuple[Tensor, Tensor], *, seed: int, lane: Lane
+    student: nn.Module, policy: Policy, task: Task, teacher: Teacher, train: tuple[Nested, Nested], *, seed: int, lane: Lane
 ) -> Iterator[int]:
     """Trains `student` in place, one step at a time, and yields how many were taken. Raises as `finetune` does."""
     settings, how = policy.finetune, policy.distill
@@ -88,25 +89,25 @@ def training_steps(
     augmented = type(task).augment is not Task.augment
     hints = how is not None and how.hint_share > 0
     with lane.shared():
-        precision = teacher.precision(inputs[:_EVALUATION_BATCH])
+        precision = teacher.precision(nested.take(inputs, slice(_EVALUATION_BATCH)))
     # What the teacher says of a batch as it is in the split is looked up, of a changed one it has to be computed.
     known = how is not None and not augmented and teacher.remember(inputs, hints=hints, lane=lane)
-    batches = _batches(len(inputs), settings.batch_size, generator)
+    batches = _batches(nested.count(inputs), settings.batch_size, generator)
     for taken in range(1, settings.steps + 1):
         with lane.shared():
-            picked = next(batches).to(inputs.device)
-            batch, target = inputs[picked], targets[picked]
+            picked = next(batches).to(nested.arrays(inputs)[0].device)
+            batch, target = nested.take(inputs, picked), nested.take(targets, picked)
             batch = task.augment(batch, generator) if augmented else batch
             if not student.training:  # after every evaluation
                 student.train()
             optimizer.zero_grad()
             with features_of(student, teacher.last) if hints else nullcontext([None]) as features, precision():
-                outputs = student(batch)
-            outputs = outputs.float()
+                outputs = nested.call(student, batch)
+            outputs = in_floats(outputs)
             loss = task.loss(outputs, target)
             if how is not None:
                 answer = teacher.recall(picked) if known else teacher.answer(batch)
-                loss = distilled_loss(loss, outputs, features[-1], answer, how)
+                loss = distilled_loss(task, loss, outputs, features[-1], answer, how)
             if not torch.isfinite(loss):
                 raise DivergedError(f"the loss is {loss.item()} at step {taken} of {settings.steps}")
             loss.backward()

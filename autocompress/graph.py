@@ -1,5 +1,6 @@
 """A network as a graph of calls (torch.fx), and what of it matters to quantisation and to export."""
 
+import inspect
 import itertools
 import operator
 from collections.abc import Callable
@@ -7,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import GraphModule, Node, Tracer
+from torch.fx import Graph, GraphModule, Node, Tracer
 
+from autocompress.nested import Nested
 from autocompress.student import ActivationQuantizer, StudentLayer
 
 # These pass values on as they are, only fewer or in other places: rounding before them is rounding after them.
@@ -21,6 +23,13 @@ _MOVE_CALLS |= {"flatten", "view", "reshape", "permute", "transpose", "contiguou
 _CLIP = (nn.ReLU, nn.ReLU6)
 _CLIP_CALLS: set[Any] = {torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu6, "relu", "relu_"}
 
+BatchNorm = nn.modules.batchnorm._BatchNorm
+_FOLDED = (
+    (nn.Conv1d | nn.ConvTranspose1d, nn.BatchNorm1d),
+    (nn.Conv2d | nn.ConvTranspose2d, nn.BatchNorm2d),
+    (nn.Conv3d | nn.ConvTranspose3d, nn.BatchNorm3d),
+)
+
 _ADD_CALLS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
 
 
@@ -29,11 +38,20 @@ class _LayerTracer(Tracer):
         return isinstance(m, StudentLayer | ActivationQuantizer) or super().is_leaf_module(m, module_qualified_name)
 
 
-def trace(model: nn.Module) -> GraphModule | None:
-    """`model` in evaluation mode as a graph that shares its layers; None when its forward depends on the values it sees."""
+def trace(model: nn.Module, inputs: Nested) -> GraphModule | None:
+    """`model` in evaluation mode as a graph that shares its layers; None when its forward depends on the values it sees.
+
+    It takes what `inputs` has; whatever else the forward function may be given has its default value.
+    """
+    return traced_by(_LayerTracer(), model, inputs)
+
+
+def traced_by(tracer: Tracer, model: nn.Module, inputs: Nested) -> GraphModule | None:
+    """`trace` with a tracer of the caller's own."""
     was_training = model.training
     try:
-        graph = _LayerTracer().trace(model.eval())
+        graph = tracer.trace(model.eval(), _defaults(model, inputs) or None)
+        _drop_defaults(graph)
         for node in graph.nodes:
             if node.op == "call_module" and not node.args and node.kwargs.keys() == {"input"}:  # as all torch's layers call it
                 node.args, node.kwargs = (node.kwargs["input"],), {}
@@ -42,6 +60,26 @@ def trace(model: nn.Module) -> GraphModule | None:
         return None
     finally:
         model.train(was_training)
+
+
+def _defaults(model: nn.Module, inputs: Nested) -> dict[str, Any]:
+    """The values of those parameters of the forward function that `inputs` does not give."""
+    parameters = inspect.signature(model.forward).parameters
+    positions = len(inputs) if isinstance(inputs, tuple) else 1
+    given = set(inputs) if isinstance(inputs, dict) else set(list(parameters)[:positions])
+    return {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if name not in given and parameter.default is not inspect.Parameter.empty
+    }
+
+
+def _drop_defaults(graph: Graph) -> None:
+    """Removes what `torch.fx` makes of parameters with a fixed value: inputs nobody reads, and checks that they are None."""
+    for node in reversed(list(graph.nodes)):
+        check = node.op == "call_function" and getattr(node.target, "__name__", "") == "_assert_is_none"
+        if not node.users and (check or (node.op == "placeholder" and node.args)):
+            graph.erase_node(node)
 
 
 def module_of(node: Any, graph: GraphModule) -> nn.Module | None:
@@ -54,13 +92,19 @@ def is_add(node: Node) -> bool:
 
 
 def norm_after(node: Node, graph: GraphModule) -> Node | None:
-    """The batch norm that can be folded into the convolution at `node`: its only user, with running statistics."""
+    """The batch norm that can be folded into the convolution at `node`: its only user, with running statistics.
+
+    Not behind a transposed convolution in groups, which have their scales in common.
+    """
     users = list(node.users)
     norm = module_of(users[0], graph) if len(users) == 1 else None
     layer = module_of(node, graph)
     plain = layer.layer if isinstance(layer, StudentLayer) else layer
-    folds = isinstance(plain, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None
-    return users[0] if folds else None
+    if not any(isinstance(plain, layers) and isinstance(norm, norms) for layers, norms in _FOLDED):
+        return None
+    shared_scales = isinstance(plain, nn.modules.conv._ConvTransposeNd) and plain.groups > 1
+    has_statistics = getattr(norm, "running_var", None) is not None
+    return users[0] if has_statistics and not shared_scales else None
 
 
 def origin(node: Node, graph: GraphModule) -> Node:

@@ -7,15 +7,15 @@ from typing import Literal
 from autocompress.errors import unknown_name
 from autocompress.noun import Noun
 
-Kind = Literal["conv2d", "linear"]
+Kind = Literal["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "embedding"]
 
 
 class Layer(Noun):
-    """One convolution or linear layer of the uncompressed network.
+    """One convolution, linear layer or embedding of the uncompressed network.
 
-    `name` is the module path (`block1.conv`), `weight_shape` as torch stores it (out, in, ...), `params` counts weight
-    and bias, `macs` the multiply-accumulates for one example. `group` is the channel group its outputs belong to,
-    None when they cannot be pruned.
+    `name` is the module path (`block1.conv`), `weight_shape` as torch stores it: (out, in, ...), of a transposed convolution
+    (in, out, ...), of an embedding (words, out). `params` counts weight and bias, `macs` the multiply-accumulates for one
+    example. `group` is the channel group its outputs belong to, None when they cannot be pruned.
     """
 
     name: str
@@ -25,18 +25,32 @@ class Layer(Noun):
     macs: int
     group: str | None = None
 
+    @property
+    def channels(self) -> tuple[int, int]:
+        """How many outputs and inputs its weight counts; of a convolution in groups, the inputs of one group."""
+        first, second = self.weight_shape[:2]
+        return (second, first) if self.kind == "embedding" or self.kind.startswith("conv_transpose") else (first, second)
+
 
 class Group(Noun):
     """Channels that can only be removed together.
 
     `name` is the first layer that writes them, `writers` all layers whose output channels are cut, `readers` all
-    layers whose input channels are cut with them.
+    layers whose input channels are cut with them. They go in blocks of `unit` neighbours: the channels of an attention head,
+    of a group of a convolution or norm. `counts` are attributes of the network (``blocks.0.attention.heads``) that hold the
+    number of blocks or of channels, and change with it.
     """
 
     name: str
     channels: int
     writers: tuple[str, ...]
     readers: tuple[str, ...]
+    unit: int = 1
+    counts: tuple[str, ...] = ()
+
+    def multiple(self, channel_multiple: int) -> int:
+        """What the number of channels that stay is to be a multiple of, on a target that is quick with `channel_multiple`."""
+        return channel_multiple if self.unit == 1 else self.unit
 
 
 class Layers(Noun):

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 import zstandard
 
+from autocompress import nested
 from autocompress.errors import DivergedError
 from autocompress.front import TestScore
 from autocompress.lane import Lane
-from autocompress.runtimes import Session, runtime_of
+from autocompress.nested import Nested
+from autocompress.runtimes import Session, made_up, runtime_of
 from autocompress.target import Target
-from autocompress.task import Array, Task
+from autocompress.task import Task
 
 # About one session in sixty is a third slower for its whole life; the best of several is not. Slow models have fewer.
 _SESSIONS, _FEWEST_SESSIONS = 5, 3
@@ -65,7 +67,7 @@ def download_bytes(model: bytes) -> int:
 def measure_latency(model: bytes, baseline: bytes, target: Target, *, lane: Lane | None = None) -> Latency:
     """Times the file `model` against the file `baseline` on `target`, run by run in turn, while nothing trains here.
 
-    The inputs are noise of the shape the file asks for.
+    The inputs are made up, of the shapes the file asks for.
     """
     runtime = runtime_of(target)
     key = hashlib.sha256(baseline).digest(), target
@@ -92,19 +94,19 @@ def _patience(known: float) -> float:
     return min(max(_PATIENCE * known / 1e3, _LEAST_PATIENCE), _MOST_PATIENCE)
 
 
-def outputs_of(model: bytes, inputs: Array, target: Target) -> Array:
+def outputs_of(model: bytes, inputs: Nested, target: Target) -> Nested:
     """The outputs of the file for inputs (n, ...), computed by its runtime."""
     session = runtime_of(target).load(model, target)
-    return np.concatenate([session(inputs[at : at + _SCORE_BATCH]) for at in range(0, len(inputs), _SCORE_BATCH)])
+    return nested.join([session(batch) for batch in nested.split(inputs, _SCORE_BATCH)])
 
 
-def score(model: bytes, data: tuple[Array, Array], task: Task, target: Target) -> float:
+def score(model: bytes, data: tuple[Nested, Nested], task: Task, target: Target) -> float:
     """The task's score of the file. Raises `DivergedError` when it is not finite."""
     inputs, targets = data
     return checked_score(task, outputs_of(model, inputs, target), targets)
 
 
-def checked_score(task: Task, outputs: Array, targets: Array) -> float:
+def checked_score(task: Task, outputs: Nested, targets: Nested) -> float:
     """The task's score as a finite float. Raises `DivergedError`."""
     value = float(task.score(outputs, targets))
     if not np.isfinite(value):
@@ -117,14 +119,14 @@ def test_score(model: bytes, task: Task, target: Target) -> TestScore:
     inputs, targets = task.data("test")
     outputs = outputs_of(model, inputs, target)
     low, high = task.interval(outputs, targets)
-    return TestScore(accuracy=checked_score(task, outputs, targets), low=low, high=high, examples=len(targets))
+    return TestScore(accuracy=checked_score(task, outputs, targets), low=low, high=high, examples=nested.count(targets))
 
 
 test_score.__test__ = False  # type: ignore[attr-defined]  # the name begins like a test; pytest must not collect it
 
 
 def _least_times(ours: Session, theirs: Session, target: Target) -> tuple[float, float]:
-    example = _noise(ours, target)
+    example = made_up(ours.inputs, target.batch_size)
     for _ in range(3):
         ours(example)
         theirs(example)
@@ -138,7 +140,3 @@ def _least_times(ours: Session, theirs: Session, target: Target) -> tuple[float,
             least[index] = min(least[index], time.perf_counter() - start)
         pairs += 1
     return least[0] * 1e3, least[1] * 1e3
-
-
-def _noise(session: Session, target: Target) -> Array:
-    return np.random.default_rng(0).standard_normal((target.batch_size, *session.example_shape)).astype(np.float32)

@@ -46,7 +46,7 @@ def options(layers: Layers, menu: Menu) -> tuple[Option, ...]:
 
 def _options(layers: Layers, menu: Menu) -> Iterator[Option]:
     for group in layers.groups:
-        for share in channel_shares(group.channels, menu.channel_multiple):
+        for share in channel_shares(group.channels, group.multiple(menu.channel_multiple)):
             yield Option(what="channel_sparsity", name=group.name, value=share)
     for layer in layers:
         for bits in menu.weight_bits:
@@ -55,7 +55,7 @@ def _options(layers: Layers, menu: Menu) -> Iterator[Option]:
         if menu.weight_sparsity:
             for share in SPARSITIES:
                 yield Option(what="weight_sparsity", name=layer.name, value=share)
-        if 8 in menu.activation_bits and 8 in menu.weight_bits:
+        if 8 in menu.activation_bits and 8 in menu.weight_bits and layer.kind in menu.integer_kinds:
             yield Option(what="activation_bits", name=layer.name, value=8)
 
 

@@ -105,16 +105,22 @@ class Policy(Noun):
     def canonical(self, layers: Layers, menu: Menu) -> "Policy":
         """The one policy that stands for all that amount to the same compressed model.
 
-        Channel shares are rounded to the channel counts that will really be kept, weights beside integer activations to
-        the bits that the target can multiply, entries that change nothing are dropped, and settings that cannot matter
-        (fine-tuning rates when there are no steps, a teacher whose shares of the loss are 0) go back to their defaults.
+        Channel shares are rounded to the channel counts that will really be kept, weights beside integer activations to the
+        bits that the target can multiply, activations of layers without an integer kernel stay float, entries that change
+        nothing are dropped, and settings that cannot matter (fine-tuning rates when there are no steps, a teacher whose
+        shares of the loss are 0) go back to their defaults.
         """
         shares = {
             name: 1 - kept / group.channels
             for name, share in self.channel_sparsity.items()
-            if (kept := kept_channels((group := layers.group(name)).channels, share, menu.channel_multiple)) < group.channels
+            if (kept := kept_channels((group := layers.group(name)).channels, share, group.multiple(menu.channel_multiple)))
+            < group.channels
         }
-        changed = {name: _stored(layer, menu) for name, layer in sorted(self.layers.items()) if layer != LayerPolicy()}
+        changed = {
+            name: _stored(layer, layers.layer(name).kind, menu)
+            for name, layer in sorted(self.layers.items())
+            if layer != LayerPolicy()
+        }
         trains = self.finetune.steps > 0
         return Policy(
             channel_sparsity=dict(sorted(shares.items())),
@@ -126,14 +132,16 @@ class Policy(Noun):
         )
 
     def widths(self, layers: Layers, menu: Menu) -> dict[str, tuple[int, int]]:
-        """The input and output channels of every layer that are kept, as counts of its weight's second and first dimension."""
+        """The input and output channels of every layer that are kept, as its weight counts them."""
         kept = {
-            group.name: kept_channels(group.channels, self.channel_sparsity.get(group.name, 0.0), menu.channel_multiple)
+            group.name: kept_channels(
+                group.channels, self.channel_sparsity.get(group.name, 0.0), group.multiple(menu.channel_multiple)
+            )
             for group in layers.groups
         }
         found: dict[str, tuple[int, int]] = {}
         for layer in layers:
-            outputs, inputs = layer.weight_shape[:2]
+            outputs, inputs = layer.channels
             for group in layers.groups:
                 if layer.name in group.writers:
                     outputs = kept[group.name]
@@ -171,7 +179,9 @@ def kept_channels(channels: int, share: float, multiple: int) -> int:
     return lower if wanted - lower < upper - wanted else upper
 
 
-def _stored(layer: LayerPolicy, menu: Menu) -> LayerPolicy:
+def _stored(layer: LayerPolicy, kind: str, menu: Menu) -> LayerPolicy:
+    if layer.activation_bits is not None and kind not in menu.integer_kinds:
+        return layer.model_copy(update={"activation_bits": None})
     if layer.activation_bits is None or layer.weight_bits is None or layer.weight_bits <= menu.integer_weight_bits:
         return layer
     return layer.model_copy(update={"weight_bits": menu.integer_weight_bits})

@@ -1,14 +1,17 @@
 """A model and an example in, its layers and channel groups out."""
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from autocompress import nested
 from autocompress.compress.channels import find_groups
 from autocompress.errors import TaskError
-from autocompress.layer import Kind, Layer, Layers
-from autocompress.student import StudentLayer
+from autocompress.layer import Layer, Layers
+from autocompress.nested import Nested
+from autocompress.student import Plain, StudentLayer, kind_of, only_input
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Cost:
     macs: int
 
 
-def probe(model: nn.Module, example: Tensor) -> Layers:
+def probe(model: nn.Module, example: Nested) -> Layers:
     """The layers of `model` in the order they run, and the groups of channels that can be pruned.
 
     `example` is a batch of shape (n, ...). The model is left as it was. Raises `TaskError` when it does not run on the
@@ -29,7 +32,7 @@ def probe(model: nn.Module, example: Tensor) -> Layers:
     macs = _macs(model, example)
     if not macs:
         raise TaskError(
-            "the model has no convolution (nn.Conv2d) and no linear layer (nn.Linear): there is nothing to compress"
+            "the model has no convolution, no linear layer (nn.Linear) and no embedding: there is nothing to compress"
         )
     groups, refused = find_groups(model, example)
     model.train(was_training)
@@ -37,7 +40,7 @@ def probe(model: nn.Module, example: Tensor) -> Layers:
     layers = tuple(
         Layer(
             name=name,
-            kind=_kind(module),
+            kind=kind,
             weight_shape=tuple(module.weight.shape),
             params=sum(parameter.numel() for parameter in module.parameters()),
             macs=macs[name],
@@ -45,18 +48,31 @@ def probe(model: nn.Module, example: Tensor) -> Layers:
         )
         for name in macs
         for module in [model.get_submodule(name)]
-        if isinstance(module, nn.Conv2d | nn.Linear)
+        if isinstance(module, Plain) and (kind := kind_of(module)) is not None
     )
-    others = {
-        name: f"a {type(module).__name__} is neither pruned nor quantised"
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.conv._ConvNd | nn.RNNBase | nn.Embedding | nn.MultiheadAttention)
-        and not isinstance(module, nn.Conv2d)
-    }
-    return Layers(layers=layers, groups=tuple(groups), left_alone=refused | others)
+    return Layers(layers=layers, groups=tuple(groups), left_alone=refused | dict(_others(model, macs)))
 
 
-def cost(model: nn.Module, example: Tensor) -> Cost:
+def _others(model: nn.Module, called: Collection[str]) -> Iterator[tuple[str, str]]:
+    """The modules that hold matrices of weights but are no layers to compress, with the reason."""
+    packed = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
+    for name, module in model.named_modules():
+        weights = [own for own, parameter in module.named_parameters(recurse=False) if parameter.dim() > 1]
+        if not weights or name in called or name.startswith(packed):
+            continue
+        if kind_of(module) is not None:
+            yield name, "its weight is used without calling it"
+        elif type(module).__module__.startswith("torch.nn."):
+            yield name, f"a {type(module).__name__} is neither pruned nor quantised"
+        else:
+            for own in weights:
+                yield (
+                    f"{name}.{own}" if name else own,
+                    f"a parameter of a {type(module).__name__}, not of one of torch's layers",
+                )
+
+
+def cost(model: nn.Module, example: Nested) -> Cost:
     """What `model` costs as it is now, after channels were cut. The scales of rounded weights are no parameters of it."""
     scales = {id(module.scale) for module in model.modules() if isinstance(module, StudentLayer)}
     return Cost(
@@ -65,30 +81,35 @@ def cost(model: nn.Module, example: Tensor) -> Cost:
     )
 
 
-def _kind(module: nn.Module) -> Kind:
-    return "linear" if isinstance(module, nn.Linear) else "conv2d"
-
-
-def _macs(model: nn.Module, example: Tensor) -> dict[str, int]:
+def _macs(model: nn.Module, example: Nested) -> dict[str, int]:
     counted: dict[str, int] = {}
+    examples = nested.count(example)
 
-    def count(name: str, module: nn.Module, output: Tensor) -> None:
-        weight = module.weight
+    def count(name: str, module: nn.Module, given: Tensor, output: Tensor) -> None:
+        plain = module.layer if isinstance(module, StudentLayer) else module
+        weight = plain.weight
         assert isinstance(weight, Tensor)
-        positions = output.numel() // len(example) // weight.shape[0]
-        counted[name] = counted.get(name, 0) + positions * weight.numel()
+        if isinstance(plain, nn.Embedding):  # looks up, and multiplies nothing
+            counted.setdefault(name, 0)
+            return
+        transposed = isinstance(plain, nn.modules.conv._ConvTransposeNd)
+        values = (given if transposed else output).numel() // examples
+        counted[name] = counted.get(name, 0) + values // weight.shape[0] * weight.numel()
 
     hooks = [
-        module.register_forward_hook(lambda module, _, output, name=name: count(name, module, output))
+        module.register_forward_hook(
+            lambda module, given, named, output, name=name: count(name, module, only_input(given, named), output),
+            with_kwargs=True,
+        )
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear | StudentLayer)
+        if isinstance(module, StudentLayer) or kind_of(module) is not None
     ]
     try:
         with torch.no_grad():
-            model.eval()(example)
+            nested.call(model.eval(), example)
     except Exception as error:
         raise TaskError(
-            f"the model does not run on an example of shape {tuple(example.shape)}: {type(error).__name__}: {error}"
+            f"the model does not run on an example of shape {nested.shapes(example)}: {type(error).__name__}: {error}"
         ) from error
     finally:
         for hook in hooks:

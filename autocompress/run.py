@@ -12,6 +12,7 @@ from pathlib import Path
 
 import optuna
 
+from autocompress import nested
 from autocompress.baseline import Baseline, load_data, make_baseline
 from autocompress.drivers import Driver, Job
 from autocompress.errors import InputError, RunFolderError, TaskError, TrialError
@@ -143,7 +144,7 @@ def conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str,
             objectives=experiment.parsed_objectives,
             limits=experiment.parsed_limits,
             baseline=baseline.metrics,
-            datasets={split: len(targets) for split, (_, targets) in data.items()},
+            datasets={split: nested.count(targets) for split, (_, targets) in data.items()},
         )
         with driver.session(job):
             search = _search(run, job, driver, recorded, view)

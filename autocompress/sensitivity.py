@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Interpreter, Node, Tracer
 
+from autocompress import nested
 from autocompress.baseline import Baseline, Data
 from autocompress.compress.activations import quantize_activations
 from autocompress.compress.calibrate import observe_activations
@@ -25,10 +26,14 @@ from autocompress.compress.repair import repair_examples, repair_weights
 from autocompress.compress.weights import compress_weights
 from autocompress.errors import AutocompressError, InputError, TaskError
 from autocompress.folder import write_whole
+from autocompress.graph import traced_by
 from autocompress.lane import Lane
+from autocompress.layer import Group
+from autocompress.nested import Nested
 from autocompress.option import Option, options
+from autocompress.student import channel_axis
 from autocompress.tables import Divergence, Sensitivity
-from autocompress.task import Array, Task
+from autocompress.task import Task
 
 Spread = Callable[[Sequence[Option]], Iterator[tuple[Option, float | None, float]]]
 Heard = Callable[[int, int], None]
@@ -85,7 +90,7 @@ def sense(
     measured = Sensitivity(
         key=_key(task, baseline, data, wanted),
         divergence=task.divergence_unit,
-        examples=len(_subset(data)),
+        examples=nested.count(_subset(data)),
         seconds=seconds,
         entries=tuple(Divergence(option=option, value=found[option]) for option in wanted),
     )
@@ -148,22 +153,26 @@ def divergences_of(
 class _Bench:
     """The uncompressed model on the inputs of the comparison, and whatever its students share."""
 
-    def __init__(self, model: nn.Module, inputs: Tensor, task: Task) -> None:
+    def __init__(self, model: nn.Module, inputs: Nested, task: Task, groups: Sequence[Group]) -> None:
         self._task = task
+        self._groups = groups
+        # They are attributes of the network, and constants in a graph of it.
+        self._counted = {group.name for group in groups if group.counts}
         self._inputs = _in_fast_layout(inputs, model)
         self._model = model
         with _batch_norms_re_estimated(model):
-            self._reference = model(self._inputs)
+            self._reference = nested.call(model, self._inputs)
         # Fails here, and not in every option, when the task's function does.
         float(task.divergence(self._reference, self._reference))
-        graph = _traced(model)
+        graph = traced_by(_ModuleTracer(), model, self._inputs)
         self._rest = None if graph is None else _Rest(graph, self._inputs)
 
     def divergence(self, option: Option, layers: Collection[str]) -> float | None:
         """How far `option`, which changes `layers`, moves the outputs; None when that fails or the figure is not finite."""
         try:
-            model, inputs = (self._rest and self._rest.before(layers)) or (self._model, self._inputs)
-            outputs = _outputs(option, model, inputs)
+            rest = None if self._rest is None or option.name in self._counted else self._rest.before(layers)
+            model, inputs = rest or (self._model, self._inputs)
+            outputs = _outputs(option, model, inputs, self._groups)
         except InputError:
             raise
         except Exception as error:  # noqa: BLE001  # whatever becomes of one option, the others are measured
@@ -178,34 +187,35 @@ class _Bench:
             self._rest.restart()
 
 
-def _outputs(option: Option, model: nn.Module, inputs: Tensor) -> Tensor:
+def _outputs(option: Option, model: nn.Module, inputs: Nested, groups: Sequence[Group]) -> Nested:
     """What is made of `inputs` by what `autocompress.compress` makes of `model`, its batch norms re-estimated meanwhile."""
     policy, student = option.policy(), deepcopy(model).eval()
     keep = {name: round(_channels(student, name) * (1 - share)) for name, share in policy.channel_sparsity.items()}
-    kept = prune(student, keep, policy.importance, inputs[:_EXAMPLE])
+    kept = prune(student, keep, policy.importance, nested.take(inputs, slice(_EXAMPLE)), groups=groups)
     compress_weights(student, policy.layers)
     if option.what == "activation_bits":  # no weight was changed
-        student = quantize_activations(student, [option.name])
+        student = quantize_activations(student, [option.name], inputs)
         with _batch_norms_re_estimated(student):
             observe_activations(student, inputs)
-    elif len(repair_examples(inputs)) == len(inputs):
+    elif nested.count(repair_examples(inputs)) == nested.count(inputs):
         # The pass that repairs a layer goes on with the repaired one, to the outputs.
-        given: list[Tensor] = []
-        student.register_forward_hook(lambda _module, _arguments, outputs: given.append(outputs))
+        given: list[Nested] = []
+        student.register_forward_hook(
+            lambda _module, _arguments, outputs: given.append(nested.each(lambda part: part, outputs))
+        )
         with _batch_norms_re_estimated(student):
             repair_weights(student, model, kept, inputs, all_norms=False)
         return given[-1]
     else:
         repair_weights(student, model, kept, inputs, all_norms=False)
     with _batch_norms_re_estimated(student):
-        outputs: Tensor = student(inputs)
-    return outputs
+        return nested.call(student, inputs)
 
 
 def _channels(model: nn.Module, name: str) -> int:
     weight = model.get_submodule(name).weight
     assert isinstance(weight, Tensor)
-    return weight.shape[0]
+    return weight.shape[channel_axis(model.get_submodule(name))]
 
 
 class _Rest:
@@ -214,26 +224,30 @@ class _Rest:
     What an option does behind that place it does there too; what comes before is not computed for every option.
     """
 
-    def __init__(self, graph: GraphModule, inputs: Tensor) -> None:
+    def __init__(self, graph: GraphModule, inputs: Nested) -> None:
         self._graph = graph
         self._inputs = inputs
+        self._examples = nested.count(inputs)
         self._nodes = list(graph.graph.nodes)
         self._doors = list(_doors(self._nodes))
         self.restart()
 
     def restart(self) -> None:
-        self._door, self._values = 0, self._inputs
+        self._door = -1
         self._network: GraphModule | None = None
+        given = [node for node in self._nodes if node.op == "placeholder"]
+        values = self._inputs.values() if isinstance(self._inputs, dict) else nested.arrays(self._inputs)
+        names = list(self._inputs) if isinstance(self._inputs, dict) else [str(node.target) for node in given]
+        by_name = dict(zip(names, values, strict=True))
+        self._known = {node: by_name[str(node.target)] for node in given}
 
     def before(self, layers: Collection[str]) -> tuple[GraphModule, Tensor] | None:
         """The rest of the network with all `layers`, as short as can be, and its inputs; None when that is all of it."""
         first = next((place for place, node in enumerate(self._nodes) if _runs(node, layers)), 0)
         for door in sorted((door for door in self._doors if door < first), reverse=True):
-            if door == self._door and self._network is not None:
-                return self._network, self._values
-            if self._enter(door):
+            if door == self._door or self._enter(door):
                 assert self._network is not None
-                return self._network, self._values
+                return self._network, self._known[self._nodes[door]]
             self._doors.remove(door)
         return None
 
@@ -242,26 +256,27 @@ class _Rest:
         if door < self._door:
             self.restart()
         values = self._carry_on(door)
-        if not isinstance(values, Tensor) or values.dim() < 2 or len(values) != len(self._inputs):
+        if not isinstance(values, Tensor) or values.dim() < 2 or len(values) != self._examples:
             return False
         network = _network_behind(self._nodes[door], self._graph)
         try:
             with torch.no_grad():
-                expected, got = self._graph(self._inputs[:2]), network(values[:2])
+                expected, got = nested.call(self._graph, nested.take(self._inputs, slice(2))), network(values[:2])
         except RuntimeError:
             return False
-        if got.shape != expected.shape or not torch.allclose(got, expected, atol=_PARITY * float(expected.abs().max()), rtol=0):
+        if nested.shapes(got) != nested.shapes(expected) or not all(map(_alike, nested.arrays(got), nested.arrays(expected))):
             return False
-        self._door, self._values, self._network = door, values, network
+        self._door, self._known, self._network = door, {self._nodes[door]: values}, network
         return True
 
     def _carry_on(self, door: int) -> Any:
         interpreter = Interpreter(self._graph, garbage_collect_values=False)
-        interpreter.env = {self._nodes[self._door]: self._values}
-        fetched = [node for node in self._nodes[: self._door] if node.op == "get_attr"]
+        interpreter.env = dict(self._known)
+        fetched = [node for node in self._nodes[: max(self._door, 0)] if node.op == "get_attr"]
         with _batch_norms_re_estimated(self._graph):
             for node in (*fetched, *self._nodes[self._door + 1 : door + 1]):
-                interpreter.env[node] = interpreter.run_node(node)
+                if node not in interpreter.env:
+                    interpreter.env[node] = interpreter.run_node(node)
         return interpreter.env[self._nodes[door]]
 
 
@@ -272,11 +287,8 @@ class _ModuleTracer(Tracer):
         return next(m.children(), None) is None or super().is_leaf_module(m, module_qualified_name)
 
 
-def _traced(model: nn.Module) -> GraphModule | None:
-    try:
-        return GraphModule(model, _ModuleTracer().trace(model))
-    except Exception:  # noqa: BLE001  # the user's forward meets a stand-in for a tensor, and may do anything then
-        return None
+def _alike(got: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(got, expected, atol=_PARITY * float(expected.abs().max()), rtol=0)
 
 
 def _doors(nodes: Sequence[Node]) -> Iterator[int]:
@@ -285,7 +297,7 @@ def _doors(nodes: Sequence[Node]) -> Iterator[int]:
     needed_until = 0
     for place, node in enumerate(nodes):
         if node.op != "get_attr":  # what is always at hand
-            if needed_until <= place and node.op != "output":
+            if needed_until <= place and node.op not in ("placeholder", "output"):
                 yield place
             needed_until = max([needed_until, *(places[user] for user in node.users)])
 
@@ -319,9 +331,9 @@ def _batch_norms_re_estimated(model: nn.Module) -> Iterator[None]:
     model.eval()
 
 
-def _in_fast_layout(inputs: Tensor, model: nn.Module) -> Tensor:
+def _in_fast_layout(inputs: Nested, model: nn.Module) -> Nested:
     """Channels last where the network allows it: the same values in two thirds of the time on a CPU."""
-    if inputs.dim() != 4:
+    if not isinstance(inputs, Tensor) or inputs.dim() != 4:
         return inputs
     moved = inputs.contiguous(memory_format=torch.channels_last)
     try:
@@ -332,9 +344,9 @@ def _in_fast_layout(inputs: Tensor, model: nn.Module) -> Tensor:
     return moved
 
 
-def _subset(data: Data, seed: int = 0) -> Array:
+def _subset(data: Data, seed: int = 0) -> Nested:
     inputs = data["train"][0]
-    return inputs[np.random.default_rng(seed).permutation(len(inputs))[:_EXAMPLES]]
+    return nested.take(inputs, np.random.default_rng(seed).permutation(nested.count(inputs))[:_EXAMPLES])
 
 
 # A worker measures many options of one model, in several calls.
@@ -345,8 +357,8 @@ def _bench(task: Task, baseline: Baseline, data: Data, seed: int) -> _Bench:
     drawn, bench = _benches.get(baseline, (None, None))
     if bench is None or drawn != seed:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        inputs = torch.tensor(_subset(data, seed), device=device)
-        bench = _Bench(baseline.model(task).to(device), inputs, task)
+        inputs = nested.each(lambda part: torch.tensor(part, device=device), _subset(data, seed))
+        bench = _Bench(baseline.model(task).to(device), inputs, task, baseline.layers.groups)
         _benches[baseline] = seed, bench
     return bench
 
@@ -358,9 +370,9 @@ def _key(task: Task, baseline: Baseline, data: Data, wanted: Sequence[Option]) -
         text.update(f"{name} {array.dtype} {array.shape}".encode())
         text.update(np.ascontiguousarray(array).tobytes())
     text.update(baseline.onnx)
-    inputs = _subset(data)
-    text.update(f"{inputs.dtype} {inputs.shape}".encode())
-    text.update(np.ascontiguousarray(inputs).tobytes())
+    for name, part in nested.named(_subset(data), "").items():
+        text.update(f"{name}{part.dtype} {part.shape}".encode())
+        text.update(np.ascontiguousarray(part).tobytes())
     text.update(baseline.target.menu.to_json().encode())
     for option in wanted:
         text.update(option.to_json().encode())

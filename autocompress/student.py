@@ -9,6 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.layer import Kind
+
+# A layer with one weight.
+Plain = (
+    nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear | nn.Embedding
+)
+_KINDS: dict[type[nn.Module], Kind] = {
+    nn.Conv1d: "conv1d",
+    nn.Conv2d: "conv2d",
+    nn.Conv3d: "conv3d",
+    nn.ConvTranspose1d: "conv_transpose1d",
+    nn.ConvTranspose2d: "conv_transpose2d",
+    nn.ConvTranspose3d: "conv_transpose3d",
+    nn.Linear: "linear",
+    nn.Embedding: "embedding",
+}
+_TRANSPOSED = {
+    nn.ConvTranspose1d: nn.functional.conv_transpose1d,
+    nn.ConvTranspose2d: nn.functional.conv_transpose2d,
+    nn.ConvTranspose3d: nn.functional.conv_transpose3d,
+}
+
 # A scale never gets smaller: a channel of zeros would otherwise divide by zero.
 SMALLEST_SCALE = 1e-8
 
@@ -18,31 +40,63 @@ def largest_code(bits: int) -> int:
     return int(2 ** (bits - 1)) - 1
 
 
-def per_channel(scale: Tensor, weight: Tensor) -> Tensor:
-    """`scale` of shape (out,) shaped to multiply a weight of shape (out, ...)."""
-    return scale.view(-1, *[1] * (weight.dim() - 1))
+def kind_of(module: nn.Module) -> Kind | None:
+    """What kind of layer `module` is to compression; None when it is none, or computes in another way than torch's does."""
+    for base, kind in _KINDS.items():
+        if isinstance(module, base):
+            changes_weights = isinstance(module, nn.Embedding) and module.max_norm is not None
+            return None if changes_weights or type(module).forward is not base.forward else kind
+    return None
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """The dimension of the layer's weight that its outputs are counted in."""
+    return 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd | nn.Embedding) else 0
+
+
+def apply_layer(layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What `layer`, which is `Plain`, would give for `inputs` with this weight and bias."""
+    outputs: Tensor
+    if isinstance(layer, nn.Linear):
+        outputs = nn.functional.linear(inputs, weight, bias)
+    elif isinstance(layer, nn.Embedding):
+        outputs = nn.functional.embedding(inputs, weight, layer.padding_idx)
+    elif isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        convolve: Any = next(function for kind, function in _TRANSPOSED.items() if isinstance(layer, kind))
+        settings = layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
+        outputs = convolve(inputs, weight, bias, *settings)
+    else:
+        assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        outputs = layer._conv_forward(inputs, weight, bias)
+    return outputs
+
+
+def per_channel(scale: Tensor, weight: Tensor, axis: int = 0) -> Tensor:
+    """`scale` of shape (out,) shaped to multiply a weight in which `axis` counts the outputs."""
+    return scale.view([-1 if dimension == axis else 1 for dimension in range(weight.dim())])
 
 
 class _LearnedStep(torch.autograd.Function):
     """Rounds a weight to its grid; passes gradients to the weight and to the scale (LSQ: Esser et al., 2020)."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, scale: Tensor, largest: int) -> Tensor:
-        step = per_channel(scale.clamp_min(SMALLEST_SCALE), weight)
+    def forward(ctx: Any, weight: Tensor, scale: Tensor, largest: int, axis: int) -> Tensor:
+        step = per_channel(scale.clamp_min(SMALLEST_SCALE), weight, axis)
         steps = weight / step
         codes = steps.round().clamp_(-largest, largest)
         ctx.save_for_backward(steps, codes)
-        ctx.largest = largest
+        ctx.largest, ctx.axis = largest, axis
         return codes * step
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        (gradient,), (steps, codes), largest = gradients, ctx.saved_tensors, ctx.largest
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (gradient,), (steps, codes), largest, axis = gradients, ctx.saved_tensors, ctx.largest, ctx.axis
         # Zero beyond the grid. With comparisons and masks the same takes five times as long.
         within: Tensor = torch.ops.aten.hardtanh_backward(gradient, steps, -largest, largest)
         per_weight = codes - torch.ops.aten.hardtanh_backward(steps, steps, -largest, largest)
-        damping = (steps[0].numel() * largest) ** -0.5
-        return within, per_weight.mul_(gradient).sum(tuple(range(1, steps.dim()))).mul_(damping), None
+        damping = (steps.numel() // steps.shape[axis] * largest) ** -0.5
+        others = tuple(dimension for dimension in range(steps.dim()) if dimension != axis)
+        return within, per_weight.mul_(gradient).sum(others).mul_(damping), None, None
 
 
 class _FixedStep(torch.autograd.Function):
@@ -68,10 +122,13 @@ class _FixedStep(torch.autograd.Function):
         return passed, None, None
 
 
-def best_scales(weight: Tensor, bits: int) -> Tensor:
-    """The scale of each output channel, shape (out,), that rounds `weight` with least squared error, of 48 tried."""
+def best_scales(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
+    """The scale of each output, shape (out,), that rounds `weight` with least squared error, of 48 tried.
+
+    `axis` is the dimension in which outputs are counted.
+    """
     largest = largest_code(bits)
-    rows = weight.detach().flatten(1)
+    rows = weight.detach().movedim(axis, 0).flatten(1)
     widest = rows.abs().amax(1).clamp_min(SMALLEST_SCALE * largest)
     best, least = widest / largest, torch.full_like(widest, float("inf"))
     for share in torch.linspace(0.2, 1.0, 48).tolist():
@@ -98,21 +155,22 @@ def only_input(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
 
 
 class StudentLayer(nn.Module):
-    """A convolution or linear layer that acts with masked and rounded weights.
+    """A layer that acts with masked and rounded weights.
 
     `mask` is None or a bool tensor of the weight's shape, False where the weight is zero; `bits` None keeps float
-    weights, else `scale` of shape (out,) is the learned step of each output channel.
+    weights, else `scale` of shape (out,) is the learned step of each output channel, which `axis` of the weight counts.
     """
 
     mask: Tensor | None
     scale: nn.Parameter | None
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, *, bits: int | None = None, mask: Tensor | None = None) -> None:
+    def __init__(self, layer: Plain, *, bits: int | None = None, mask: Tensor | None = None) -> None:
         super().__init__()
         self.layer = layer
+        self.axis = channel_axis(layer)
         self.bits = bits
         self.register_buffer("mask", mask)
-        self.scale = None if bits is None else nn.Parameter(best_scales(self._masked(), bits))
+        self.scale = None if bits is None else nn.Parameter(best_scales(self._masked(), bits, self.axis))
 
     @property
     def weight(self) -> Tensor:
@@ -120,21 +178,20 @@ class StudentLayer(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
-        return self.layer.bias
+        return None if isinstance(self.layer, nn.Embedding) else self.layer.bias
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name that torch gives it
-        if isinstance(self.layer, nn.Conv2d):
-            weight = _laid_out_as(self.layer.weight, self.effective_weight())
-            convolved: Tensor = self.layer._conv_forward(input, weight, self.layer.bias)
-            return convolved
-        return nn.functional.linear(input, self.effective_weight(), self.layer.bias)
+        weight = self.effective_weight()
+        if weight.dim() == 4:
+            weight = _laid_out_as(self.layer.weight, weight)
+        return apply_layer(self.layer, input, weight, self.bias)
 
     def effective_weight(self) -> Tensor:
         """The weight as it acts: masked and rounded. Same shape as `weight`."""
         weight = self._masked()
         if self.bits is None or self.scale is None:
             return weight
-        rounded: Tensor = _LearnedStep.apply(weight, self.scale, largest_code(self.bits))  # type: ignore[no-untyped-call]
+        rounded: Tensor = _LearnedStep.apply(weight, self.scale, largest_code(self.bits), self.axis)  # type: ignore[no-untyped-call]
         return rounded
 
     def codes(self) -> tuple[Tensor, Tensor]:
@@ -143,7 +200,7 @@ class StudentLayer(nn.Module):
             raise ValueError("a layer with float weights has no codes")
         weight, scale = self._masked().detach(), self.scale.detach().clamp_min(SMALLEST_SCALE)
         largest = largest_code(self.bits)
-        return (weight / per_channel(scale, weight)).round().clamp(-largest, largest).to(torch.int8), scale
+        return (weight / per_channel(scale, weight, self.axis)).round().clamp(-largest, largest).to(torch.int8), scale
 
     def _masked(self) -> Tensor:
         return self.layer.weight if self.mask is None else self.layer.weight * self.mask

@@ -13,7 +13,8 @@ class Menu(Noun):
 
     `channel_multiple`: channel counts that are multiples of it use the runtime's kernels well; between them a pruned
     channel saves bytes and no time. `weight_sparsity`: zeros are stored in fewer bytes than other values.
-    `integer_weight_bits`: wider weights are stored in so many bits beside 8-bit activations.
+    `integer_weight_bits`: wider weights are stored in so many bits beside 8-bit activations. `integer_kinds`: the kinds of
+    layers that 8-bit activations make quicker.
     """
 
     weight_bits: tuple[int | None, ...]
@@ -21,6 +22,7 @@ class Menu(Noun):
     weight_sparsity: bool
     channel_multiple: int = Field(ge=1)
     integer_weight_bits: int = Field(default=8, ge=2, le=8)
+    integer_kinds: tuple[str, ...] = ("conv1d", "conv2d", "linear")
 
 
 # Measured on x86 CPUs: below 8 bits a weight saves bytes and no time, an activation neither. Without VNNI instructions

@@ -14,6 +14,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 from torch import Tensor, nn
 
+from autocompress import nested
 from autocompress.baseline import Baseline, Data, as_tensors
 from autocompress.compress import compress
 from autocompress.distill import Teacher
@@ -23,13 +24,14 @@ from autocompress.finetune import evaluate, finetune, student_outputs
 from autocompress.folder import write_whole
 from autocompress.lane import Lane
 from autocompress.measure import Timer, checked_score, download_bytes, measure_latency, outputs_of, score, size_bytes
+from autocompress.nested import Nested
 from autocompress.policy import Policy
 from autocompress.probe import cost
 from autocompress.result import Rung, Status, TrialResult
 from autocompress.runtimes import runtime_of
 from autocompress.runtimes.machine import environment
 from autocompress.target import Target
-from autocompress.task import Task
+from autocompress.task import Array, Task
 
 Progress = Callable[[Rung], bool]
 
@@ -145,8 +147,8 @@ def trial_rungs(
         torch.manual_seed(seed)
         lane = Lane()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        inputs, targets = (tensor.to(device) for tensor in as_tensors(data["train"]))
-        examples = inputs[:_EXAMPLES].cpu()
+        inputs, targets = (nested.each(lambda tensor: tensor.to(device), part) for part in as_tensors(data["train"]))
+        examples = nested.each(Tensor.cpu, nested.take(inputs, slice(_EXAMPLES)))
         teacher = _teacher(baseline, task, device)
 
         def judge(model: nn.Module) -> float:
@@ -162,11 +164,12 @@ def trial_rungs(
                 return _measure(file, model, target, baseline, examples, timer, lane)
 
         with clock.stage("compress"), lane.shared():
-            calibration = inputs[torch.as_tensor(np.random.default_rng(seed).permutation(len(inputs))[:_CALIBRATION])]
-            student = compress(teacher.model, policy, calibration, _gradients(task, inputs, targets))
+            order = np.random.default_rng(seed).permutation(nested.count(inputs))
+            calibration = nested.take(inputs, torch.as_tensor(order[:_CALIBRATION]))
+            student = compress(teacher.model, policy, calibration, _gradients(task, inputs, targets), baseline.layers.groups)
             if checkpoint is not None:
                 _restore(student, checkpoint)
-            student = in_fast_layout(student, calibration[:_EXAMPLES])
+            student = in_fast_layout(student, nested.take(calibration, slice(_EXAMPLES)))
         file, early, untrained = b"", {}, None
         if screened:
             file = exported(student)
@@ -220,12 +223,13 @@ def _measure(
     student: nn.Module,
     target: Target,
     baseline: Baseline,
-    examples: Tensor,
+    examples: Nested,
     timer: Timer | None,
     lane: Lane,
 ) -> dict[str, float]:
     """What the file costs; its score is another matter."""
-    size = cost(student, examples.to(next(student.parameters()).device))
+    device = next(student.parameters()).device
+    size = cost(student, nested.each(lambda part: part.to(device), examples))
     latency = timer(file) if timer is not None else measure_latency(file, baseline.onnx, target, lane=lane)
     return {
         "size_bytes": float(size_bytes(file)),
@@ -257,13 +261,18 @@ def _first_score(
     inputs, targets = data["validation"]
     with lane.shared():
         outputs = outputs_of(file, inputs, target)
-    few = inputs[:_COMPARED]
+    few = nested.take(inputs, slice(_COMPARED))
+    given = nested.take(outputs, slice(_COMPARED))
     expected, uncompressed = (student_outputs(model, few, lane=lane) for model in (student, teacher.model))
-    spread = max(float(np.linalg.norm(outputs - outputs.mean(axis=0))) for outputs in (expected, uncompressed))
-    gap = float(np.linalg.norm(outputs[:_COMPARED] - expected)) / max(spread, _TINY)
+    gap = max(map(_output_gap, *map(nested.arrays, (given, expected, uncompressed))))
     if not gap <= _OUTPUT_GAP:
         raise ExportError(f"the outputs of the exported file differ by {gap:.0%} from those of the student it was made from")
     return checked_score(task, outputs, targets)
+
+
+def _output_gap(given: Array, expected: Array, uncompressed: Array) -> float:
+    spread = max(float(np.linalg.norm(outputs - outputs.mean(axis=0))) for outputs in (expected, uncompressed))
+    return float(np.linalg.norm(given - expected)) / max(spread, _TINY)
 
 
 def _for_export(student: nn.Module) -> nn.Module:
@@ -295,10 +304,12 @@ def _teacher(baseline: Baseline, task: Task, device: torch.device) -> Teacher:
     return _teachers[baseline]
 
 
-def _gradients(task: Task, inputs: Tensor, targets: Tensor) -> Callable[[nn.Module], None]:
+def _gradients(task: Task, inputs: Nested, targets: Nested) -> Callable[[nn.Module], None]:
+    few, wanted = (nested.take(part, slice(_GRADIENT_BATCH)) for part in (inputs, targets))
+
     def leave_gradients(model: nn.Module) -> None:
         model.zero_grad()
-        task.loss(model(inputs[:_GRADIENT_BATCH]), targets[:_GRADIENT_BATCH]).backward()
+        task.loss(nested.call(model, few), wanted).backward()
 
     return leave_gradients
 

@@ -12,16 +12,20 @@ from typing import Any, Literal
 
 import numpy as np
 
+from autocompress import nested
+from autocompress.baseline import load_split
 from autocompress.errors import InputError, TaskError
 from autocompress.front import TestScore
 from autocompress.lane import Lane
 from autocompress.measure import checked_score, download_bytes
+from autocompress.nested import Nested
 from autocompress.noun import Noun
 from autocompress.opened import open_run
 from autocompress.result import Environment
 from autocompress.runtimes.machine import environment
+from autocompress.runtimes.slot import INPUT, OUTPUT
 from autocompress.target import Target
-from autocompress.task import Array, Task
+from autocompress.task import Task
 
 MODEL, POLICY, CLAIMS, README = "model.onnx", "policy.json", "verify.json", "README.txt"
 
@@ -87,7 +91,7 @@ def verify(folder: Path, *, run: Path | None = None) -> list[Checked]:
     baseline = opened.folder.baseline / "model.onnx"
     if not baseline.is_file():
         raise InputError(f"{opened.folder.path} is damaged: it has no baseline/model.onnx; start a new run")
-    data = experiment.task.data("test")
+    inputs, targets = load_split(experiment.task, "test")
     content = file.read_bytes()
     checked = [
         _exact("sha256", claims.sha256[:12], hashlib.sha256(content).hexdigest()[:12]),
@@ -102,12 +106,15 @@ def verify(folder: Path, *, run: Path | None = None) -> list[Checked]:
             "batch_size": claims.target.batch_size,
             "threads": claims.target.threads,
             "device": claims.target.device,
+            "inputs": list(nested.named(inputs, INPUT)),
         }
         (work / "job.json").write_text(json.dumps(job))
-        np.save(work / "inputs.npy", data[0])
+        np.savez(work / "inputs.npz", *nested.arrays(inputs))
         try:
             scored = _child("score", work)
-            accuracy = _score(experiment.task, np.load(work / "outputs.npy"), data[1])
+            with np.load(work / "outputs.npz") as stored:
+                outputs = nested.restored(dict(zip(scored["outputs"], stored.values(), strict=True)), OUTPUT)
+            accuracy = _score(experiment.task, outputs, targets)
             # While something is timed, nothing trains on this machine.
             with Lane().exclusive():
                 timed = _child("time", work)
@@ -119,7 +126,7 @@ def verify(folder: Path, *, run: Path | None = None) -> list[Checked]:
         Checked(
             "runs on onnxruntime alone", "yes", f"loaded {', '.join(loaded)}" if loaded else "yes", "no" if loaded else "yes"
         ),
-        _accuracy(claims, accuracy, len(data[1]), scored["onnxruntime"]),
+        _accuracy(claims, accuracy, nested.count(targets), scored["onnxruntime"]),
         _latency(claims, timed),
     ]
 
@@ -146,7 +153,7 @@ def _child(what: str, work: Path) -> dict[str, Any]:
     return found
 
 
-def _score(task: Task, outputs: Array, targets: Array) -> float:
+def _score(task: Task, outputs: Nested, targets: Nested) -> float:
     try:
         return checked_score(task, outputs, targets)
     except Exception as error:

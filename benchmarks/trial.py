@@ -139,7 +139,7 @@ def bare_loop(case: Case, policy: Policy, student: nn.Module, teacher: Teacher, 
             loss = case.task.loss(outputs, targets[picked])
             if how is not None:
                 answer: Answer = teacher.answer(batch) if augmented else teacher.recall(picked)
-                loss = distilled_loss(loss, outputs, None, answer, how)
+                loss = distilled_loss(case.task, loss, outputs, None, answer, how)
             loss.backward()
             optimizer.step()
             schedule.step()

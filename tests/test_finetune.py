@@ -81,7 +81,9 @@ def test_steps_do_what_a_bare_loop_does(
         outputs, features = both_of(by_hand, batch)
         with torch.no_grad():
             answer: Answer = both_of(model, batch)
-        loss = distilled_loss(toy_task.loss(outputs, targets[picked]), outputs, features, answer, POLICY.distill or Distill())
+        loss = distilled_loss(
+            toy_task, toy_task.loss(outputs, targets[picked]), outputs, features, answer, POLICY.distill or Distill()
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

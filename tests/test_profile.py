@@ -131,7 +131,8 @@ def test_layers_are_seen_as_they_are_applied(odd_uses: tuple[nn.Module, Layers, 
     assert found["first"].numbers == 8 * 4 * 4
     (depthwise,) = found["depthwise"].shapes
     assert depthwise.padding == (1, 1, 1, 1)
-    assert depthwise.is_depthwise
+    assert depthwise.is_blockwise
+    assert depthwise.at(1, 4).groups == depthwise.at(1, 4).inputs == 4
     assert len(found["twice"].shapes) == 2
     assert not found["twice"].shapes[0].bias
     assert found["rows"].shapes == (LayerShape("linear", 4, 6, size=(8,), batch=3),)
@@ -220,7 +221,8 @@ def made_truth(layers: Layers) -> tuple[tuple[LayerCosts, ...], tuple[Use, ...],
         for layer in made_costs(layers, Target()).layers
     )
     found = tuple(
-        Use(layer, (), layer.macs // math.prod(layer.weight_shape[1:]), (1,), (1,), has_integer_kernel=True) for layer in layers
+        Use(layer, (), True, layer.macs // math.prod(layer.weight_shape[1:]), (1,), (1,), has_integer_kernel=True)
+        for layer in layers
     )
     border = {use.layer.name: 3e-6 * use.numbers for use in found}
     whole = tuple(

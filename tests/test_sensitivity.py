@@ -88,7 +88,7 @@ def plain(option: Option, task: ToyTask, baseline: Baseline, data: Data) -> floa
 @pytest.mark.parametrize("task", [ToyTask(), InPlaceTask()], ids=["plain", "in place"])
 def test_as_the_plain_way_measures_it(task: ToyTask, toy_baseline: Baseline, toy_data: Data) -> None:
     baseline = replace(toy_baseline)
-    assert trace(baseline.model(task)) is not None
+    assert trace(baseline.model(task), torch.tensor(toy_data["train"][0][:2])) is not None
     found = measured(OPTIONS, task, baseline, toy_data)
     assert found.keys() == set(OPTIONS)
     for option in OPTIONS:
@@ -104,7 +104,7 @@ def test_in_any_order_and_one_by_one(toy_task: ToyTask, toy_baseline: Baseline, 
 
 def test_a_model_that_cannot_be_traced_is_run_as_a_whole(toy_task: ToyTask, toy_baseline: Baseline, toy_data: Data) -> None:
     task, baseline = UntraceableTask(), replace(toy_baseline)
-    assert trace(baseline.model(task)) is None
+    assert trace(baseline.model(task), torch.tensor(toy_data["train"][0][:2])) is None
     traced = measured(OPTIONS, toy_task, toy_baseline, toy_data)
     for option, value in measured(OPTIONS, task, baseline, toy_data).items():
         # What comes before the option has batch norms with variances over n in the one case, and over n - 1 in the other:

@@ -1,32 +1,41 @@
 """A model and a policy in, a smaller model out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 
 from torch import Tensor, nn
 
+from autocompress import nested
 from autocompress.compress.activations import quantize_activations
 from autocompress.compress.calibrate import observe_activations, reestimate_batch_norm
 from autocompress.compress.channels import prune
 from autocompress.compress.repair import repair_weights
 from autocompress.compress.weights import compress_weights
 from autocompress.errors import unknown_name
+from autocompress.layer import Group
+from autocompress.nested import Nested
 from autocompress.policy import Policy
+from autocompress.student import channel_axis
 
 # Enough to compare a pruned network with its masked reference.
 _EXAMPLES = 8
 
 
 def compress(
-    model: nn.Module, policy: Policy, calibration: Tensor, gradients: Callable[[nn.Module], None] | None = None
+    model: nn.Module,
+    policy: Policy,
+    calibration: Nested,
+    gradients: Callable[[nn.Module], None] | None = None,
+    groups: Iterable[Group] = (),
 ) -> nn.Module:
     """A student: a copy of `model` with channels removed, weights masked and rounded, and activations rounded by `policy`.
 
     `calibration` holds training inputs (n, ...), by which the weights that are left are refitted when `policy` wants them
-    repaired, and batch-norm statistics and activation ranges are set.
-    `gradients` leaves the gradient of the training loss in a model's parameters; only the importance "taylor" asks for
-    it. The student is in evaluation mode and can be fine-tuned as it is; the empty policy gives a plain copy. Raises
-    `UnknownNameError` for a layer the model has not, `SurgeryError` when the result would not be what the policy says.
+    repaired, and batch-norm statistics and activation ranges are set. `gradients` leaves the gradient of the training loss
+    in a model's parameters; only the importance "taylor" asks for it. `groups` are those that were found by `probe`: in some
+    of them channels go in blocks. The student is in evaluation mode and can be fine-tuned as it is; the empty policy gives a
+    plain copy. Raises `UnknownNameError` for a layer the model has not, `SurgeryError` when the result would not be what the
+    policy says.
     """
     student = deepcopy(model).eval()
     names = {name for name, _ in student.named_modules()}
@@ -34,13 +43,13 @@ def compress(
         if name not in names:
             raise unknown_name("layer", name, names - {""})
     keep = {root: _kept(student.get_submodule(root), share) for root, share in policy.channel_sparsity.items()}
-    kept = prune(student, keep, policy.importance, calibration[:_EXAMPLES], gradients)
+    kept = prune(student, keep, policy.importance, nested.take(calibration, slice(_EXAMPLES)), gradients, groups)
     compress_weights(student, policy.layers)
     changed = bool(keep or policy.layers)
     repaired = repair_weights(student, model, kept, calibration) if changed and policy.repair else []
     integer = [name for name, layer in policy.layers.items() if layer.activation_bits is not None]
     if integer:
-        student = quantize_activations(student, integer)
+        student = quantize_activations(student, integer, calibration)
     if changed:
         reestimate_batch_norm(student, calibration, but=repaired)
         observe_activations(student, calibration)
@@ -50,4 +59,4 @@ def compress(
 def _kept(layer: nn.Module, share: float) -> int:
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    return round(weight.shape[0] * (1 - share))
+    return round(weight.shape[channel_axis(layer)] * (1 - share))

@@ -8,18 +8,19 @@ from torch.fx import GraphModule, Node
 
 from autocompress.errors import SurgeryError
 from autocompress.graph import insert_after, is_add, is_output, module_of, origin, tail, trace
+from autocompress.nested import Nested
 from autocompress.student import ActivationQuantizer, StudentLayer
 
 
-def quantize_activations(model: nn.Module, layers: Collection[str]) -> GraphModule:
+def quantize_activations(model: nn.Module, layers: Collection[str], inputs: Nested) -> GraphModule:
     """`model` as a graph in which what the named layers read and write goes through an `ActivationQuantizer`.
 
     Batch norm and ReLU count to the layer before them; sums of quantised values are quantised too, so that a residual
     network stays in integers from block to block. The outputs of the network stay float, and so does a layer that is
-    called more than once: it has one weight, but as many input scales as calls. The layers are shared with `model`. Raises
-    `SurgeryError` when the forward function cannot be traced.
+    called more than once: it has one weight, but as many input scales as calls. The layers are shared with `model`, which is
+    called with `inputs`. Raises `SurgeryError` when the forward function cannot be traced.
     """
-    graph = trace(model)
+    graph = trace(model, inputs)
     if graph is None:
         raise SurgeryError("activations cannot be quantised: the model's forward depends on the values it sees")
     insert_after(_rounded_nodes(graph, layers), graph, ActivationQuantizer, "activation_")
@@ -30,12 +31,16 @@ def _rounded_nodes(graph: GraphModule, layers: Collection[str]) -> list[Node]:
     rounded: dict[Node, None] = {}
     calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
     for node in graph.graph.nodes:
-        if isinstance(module_of(node, graph), StudentLayer) and node.target in layers and calls[node.target] == 1:
+        if _has_integer_kernel(module_of(node, graph)) and node.target in layers and calls[node.target] == 1:
             rounded[origin(node.args[0], graph)] = None
             _round_tail(node, graph, rounded)
         elif is_add(node) and all(isinstance(term, Node) and origin(term, graph) in rounded for term in node.args):
             _round_tail(node, graph, rounded)
     return list(rounded)
+
+
+def _has_integer_kernel(module: nn.Module | None) -> bool:
+    return isinstance(module, StudentLayer) and isinstance(module.layer, nn.Conv1d | nn.Conv2d | nn.Linear)
 
 
 def _round_tail(node: Node, graph: GraphModule, rounded: dict[Node, None]) -> None:

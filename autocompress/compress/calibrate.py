@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from autocompress import nested
+from autocompress.nested import Nested
 from autocompress.student import ActivationQuantizer
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -40,7 +42,7 @@ class NormStatistics:
         norm.running_var = ((self.running_var[channels] + norm.eps) * ratio - norm.eps).clamp_min(0)
 
 
-def reestimate_batch_norm(model: nn.Module, inputs: Tensor, but: Collection[nn.Module] = ()) -> None:
+def reestimate_batch_norm(model: nn.Module, inputs: Nested, but: Collection[nn.Module] = ()) -> None:
     """Replaces the running statistics of every batch norm by those of `inputs` (n, ...) (EagleEye: Li et al., 2020).
 
     Those in `but` are left as they are.
@@ -60,7 +62,7 @@ def reestimate_batch_norm(model: nn.Module, inputs: Tensor, but: Collection[nn.M
     model.eval()
 
 
-def observe_activations(model: nn.Module, inputs: Tensor) -> None:
+def observe_activations(model: nn.Module, inputs: Nested) -> None:
     """Sets the range of every activation quantiser to what `inputs` (n, ...) bring about."""
     quantizers = [module for module in model.modules() if isinstance(module, ActivationQuantizer)]
     if not quantizers:
@@ -83,8 +85,8 @@ def _moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance * ((count - 1) / count)
 
 
-def _run(model: nn.Module, inputs: Tensor) -> None:
+def _run(model: nn.Module, inputs: Nested) -> None:
     with torch.no_grad():
-        for batch in inputs.split(_BATCH):
-            if len(batch) > 1:  # a batch norm cannot estimate anything from one example
-                model(batch)
+        for batch in nested.split(inputs, _BATCH):
+            if nested.count(batch) > 1:  # a batch norm cannot estimate anything from one example
+                nested.call(model, batch)

@@ -1,6 +1,6 @@
 """Structured pruning: which channels can be cut together, and cutting them for good (DepGraph: Fang et al., 2023)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -8,27 +8,33 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from autocompress import nested
 from autocompress.compress.calibrate import BatchNorm
 from autocompress.errors import SurgeryError
 from autocompress.layer import Group
+from autocompress.nested import Nested
 from autocompress.policy import Importance
-from autocompress.student import per_channel
+from autocompress.student import channel_axis, per_channel
 
 # The largest difference, as a share of the largest output, that float rounding may make between a pruned network and
 # the same network with the removed channels zeroed.
 TOLERANCE = 1e-3
 
+# Layers whose channels can be cut.
+_CUT = (nn.modules.conv._ConvNd, nn.Linear)
+_ARE_OUTPUTS = "its channels are the outputs of the network"
 
-def find_groups(model: nn.Module, example: Tensor) -> tuple[list[Group], dict[str, str]]:
+
+def find_groups(model: nn.Module, example: Nested) -> tuple[list[Group], dict[str, str]]:
     """The channel groups of `model` that can be cut, and the layers whose channels cannot, with the reason.
 
     Every group is tried: a third of its channels is cut, and the outputs compared with the same network in which those
-    channels are zero. `example` is a batch of shape (n, ...).
+    channels are zero. Where single channels will not do, blocks of them are tried. `example` is a batch of shape (n, ...).
     """
     graph = _graph(model, example)
     names = {module: name for name, module in graph.model.named_modules()}
     found: list[Group] = []
-    for group in graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]):
+    for group in graph.get_all_groups(root_module_types=[*_CUT]):
         writers = _members(group, names, graph.is_out_channel_pruning_fn)
         readers = _members(group, names, graph.is_in_channel_pruning_fn)
         found.append(Group(name=writers[0], channels=len(group[0].idxs), writers=writers, readers=readers))
@@ -36,11 +42,11 @@ def find_groups(model: nn.Module, example: Tensor) -> tuple[list[Group], dict[st
     usable: list[Group] = []
     refused: dict[str, str] = {}
     for candidate in sorted(found, key=lambda group: order[group.name]):
-        reason = _why_not(model, candidate, example)
-        if reason is None:
-            usable.append(candidate)
+        outcome = _usable(model, candidate, example)
+        if isinstance(outcome, Group):
+            usable.append(outcome)
         else:
-            refused |= dict.fromkeys(candidate.writers, reason)
+            refused |= dict.fromkeys(candidate.writers, outcome)
     return usable, refused
 
 
@@ -48,11 +54,13 @@ def prune(
     model: nn.Module,
     keep: dict[str, int],
     importance: Importance,
-    example: Tensor,
+    example: Nested,
     gradients: Callable[[nn.Module], None] | None = None,
+    groups: Iterable[Group] = (),
 ) -> dict[str, Tensor]:
     """Cuts channels of `model` in place until each group named in `keep` has that many, least important first.
 
+    Those of the `groups` in which channels go in blocks keep as many blocks as come next to it, and at least one.
     `importance` "taylor" needs `gradients`, which leaves the gradient of the training loss in the parameters. Gives the
     places of the channels that are left of each layer and batch norm, among those it had. Raises `SurgeryError` when the
     result differs from the network with the removed channels zeroed.
@@ -64,24 +72,46 @@ def prune(
             raise ValueError("importance 'taylor' needs gradients")
         gradients(model)
     graph = _graph(model, example)
-    scores = {root: _scores(graph, model.get_submodule(root), importance) for root in keep}
-    doomed = {root: scores[root].argsort()[: len(scores[root]) - kept].tolist() for root, kept in keep.items()}
-    left = _cut(model, doomed, example)
+    known = {group.name: group for group in groups}
+    doomed = {}
+    for root, kept in keep.items():
+        unit = known[root].unit if root in known else 1
+        scores = _scores(graph, model.get_submodule(root), importance).view(-1, unit).mean(1)
+        blocks = scores.argsort()[: len(scores) - max(1, round(kept / unit))]
+        doomed[root] = _channels_of(blocks, unit)
+    left = _cut(model, doomed, example, {root: known[root].counts for root in keep if root in known})
     model.zero_grad(set_to_none=True)
     return left
 
 
-def _cut(model: nn.Module, doomed: dict[str, list[int]], example: Tensor) -> dict[str, Tensor]:
+def _channels_of(blocks: Tensor, unit: int) -> list[int]:
+    """The channels of these blocks of `unit` neighbours, in order."""
+    channels: list[int] = (blocks.sort().values[:, None] * unit + torch.arange(unit, device=blocks.device)).flatten().tolist()
+    return channels
+
+
+def _cut(
+    model: nn.Module, doomed: dict[str, list[int]], example: Nested, counts: Mapping[str, Sequence[str]] = {}
+) -> dict[str, Tensor]:
     """Removes those channels of each group root; raises `SurgeryError` when that is not the same as zeroing them.
 
-    Gives the channels that are left of each layer and batch norm.
+    The attributes `counts` of each root shrink with it. Gives the channels that are left of each layer and batch norm.
     """
+    before = {root: _width(model, root) for root in doomed}
+    norms = {norm: norm.num_channels for norm in model.modules() if isinstance(norm, nn.GroupNorm)}
     reference = deepcopy(model).eval()
     masked, graph = _graph(reference, example), _graph(model, example)
     for root, channels in doomed.items():
         _silence(_group_at(masked, reference.get_submodule(root), channels), masked)
     for root, channels in doomed.items():
         _group_at(graph, model.get_submodule(root), channels).prune()
+    for norm, channels_before in norms.items():
+        norm.num_groups = norm.num_groups * norm.num_channels // channels_before
+    for root, attributes in counts.items():
+        for attribute in attributes:
+            owner, _, name = attribute.rpartition(".")
+            module = model.get_submodule(owner)
+            setattr(module, name, getattr(module, name) * _width(model, root) // before[root])
     _compare(model, reference, example)
     return _left(masked, reference, doomed)
 
@@ -90,7 +120,7 @@ def _left(graph: Any, reference: nn.Module, doomed: dict[str, list[int]]) -> dic
     """The channels that are left of each layer and batch norm: `reference` is cut with its channels numbered."""
     layers, norms = {}, {}
     for name, module in reference.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
             # In single precision: half of it cannot tell 599 from 600.
             numbers = torch.arange(len(module.weight), dtype=torch.float32, device=module.weight.device)
             module.weight.data = per_channel(numbers, module.weight).repeat(1, *module.weight.shape[1:])
@@ -114,20 +144,58 @@ def _scores(graph: Any, root: nn.Module, importance: Importance) -> Tensor:
     return scores
 
 
-def _graph(model: nn.Module, example: Tensor) -> Any:
+def _graph(model: nn.Module, example: Nested) -> Any:
     # torch-pruning finds dependencies by the autograd graph: without gradients it would see one group only.
     with torch.enable_grad():
         frozen = [parameter.requires_grad_() for parameter in model.parameters() if not parameter.requires_grad]
-        graph = tp.DependencyGraph().build_dependency(model.eval(), example_inputs=example, verbose=False)
+        graph = _Graph().build_dependency(model.eval(), example_inputs=example, forward_fn=_float_outputs, verbose=False)
         for parameter in frozen:
             parameter.requires_grad_(False)
     return graph
 
 
+def _float_outputs(model: nn.Module, example: Nested) -> tuple[Tensor, ...]:
+    return tuple(part for part in nested.arrays(nested.call(model, example)) if part.is_floating_point())
+
+
+class _BlockwiseConvPruner(tp.pruner.function.DepthwiseConvPruner):  # type: ignore[misc]  # the library has no types
+    """Cuts inputs and outputs of a grouped convolution alike: whole groups of it."""
+
+    def prune_out_channels(self, layer: nn.Conv2d, idxs: Sequence[int]) -> nn.Conv2d:
+        before, groups = layer.out_channels, layer.groups
+        super().prune_out_channels(layer, idxs)
+        layer.groups = max(1, groups * layer.out_channels // before)
+        return layer
+
+    prune_in_channels = prune_out_channels
+
+
+class _Graph(tp.DependencyGraph):  # type: ignore[misc]  # the library has no types
+    """The library's graph, with a way to cut grouped convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._blockwise = _BlockwiseConvPruner()
+        for known in (self._in_channel_pruning_fn, self._out_channel_pruning_fn):
+            known.add(self._blockwise.prune_out_channels)
+
+    def get_pruner_of_module(self, module: nn.Module) -> Any:
+        return self._blockwise if _is_blockwise(module) else super().get_pruner_of_module(module)
+
+
+def _is_blockwise(module: nn.Module) -> bool:
+    """True for a convolution in groups of several channels, with as many inputs as outputs."""
+    return (
+        isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        and 1 < module.groups < module.out_channels
+        and module.in_channels == module.out_channels
+    )
+
+
 def _group_at(graph: Any, root: nn.Module, channels: Sequence[int] | None) -> Any:
-    cut = tp.prune_linear_out_channels if isinstance(root, nn.Linear) else tp.prune_conv_out_channels
+    cut = graph.get_pruner_of_module(root).prune_out_channels
     if channels is None:
-        channels = range(root.out_features if isinstance(root, nn.Linear) else root.out_channels)  # type: ignore[arg-type]
+        channels = range(graph.get_out_channels(root))
     return graph.get_pruning_group(root, cut, idxs=list(channels))
 
 
@@ -135,7 +203,7 @@ def _members(group: Any, names: dict[nn.Module, str], side: Callable[[Any], bool
     found = {
         names[dependency.target.module]: None
         for dependency, _ in group
-        if side(dependency.handler) and isinstance(dependency.target.module, nn.Conv2d | nn.Linear)
+        if side(dependency.handler) and isinstance(dependency.target.module, _CUT)
     }
     places = {name: place for place, name in enumerate(names.values())}
     return tuple(sorted(found, key=lambda name: places[name]))
@@ -160,39 +228,75 @@ def _silence(group: Any, graph: Any) -> None:
             writes = graph.is_out_channel_pruning_fn(dependency.handler)
             if not writes or not isinstance(module, nn.Module):
                 continue
-            for parameter in (getattr(module, "weight", None), getattr(module, "bias", None)):
-                if parameter is not None:
-                    parameter[channels] = 0
+            weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+            if weight is not None:
+                weight.movedim(channel_axis(module), 0)[channels] = 0
+            if bias is not None:
+                bias[channels] = 0
 
 
-def _compare(pruned: nn.Module, reference: nn.Module, example: Tensor) -> None:
+def _compare(pruned: nn.Module, reference: nn.Module, example: Nested) -> None:
     was_training = pruned.training
     with torch.no_grad():
         try:
-            got = pruned.eval()(example)
+            got = nested.call(pruned.eval(), example)
         except RuntimeError as error:
             raise SurgeryError(f"the pruned network does not run: {str(error).splitlines()[0]}") from error
-        expected = reference.eval()(example)
+        expected = nested.call(reference.eval(), example)
     pruned.train(was_training)
-    if got.shape != expected.shape:
-        raise SurgeryError("its channels are the outputs of the network")
-    gap = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
+    if nested.shapes(got) != nested.shapes(expected):
+        raise SurgeryError(_ARE_OUTPUTS)
+    gap = max(_gap(*pair) for pair in zip(nested.arrays(got), nested.arrays(expected), strict=True))
     if not gap <= TOLERANCE:
         raise SurgeryError(
             f"the pruned network differs from the one with those channels zeroed by {gap:.1%} of its largest output"
         )
 
 
-def _why_not(model: nn.Module, group: Group, example: Tensor) -> str | None:
+def _gap(got: Tensor, expected: Tensor) -> float:
+    return float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
+
+
+def _usable(model: nn.Module, group: Group, example: Nested) -> Group | str:
+    """The group, in blocks where it has to be, or why it cannot be cut."""
     if group.channels < 2:
         return "has a single channel"
     widths = {name: _width(model, name) for name in group.writers}
     if set(widths.values()) != {group.channels}:
         return f"its group joins layers of different widths ({', '.join(f'{name}: {width}' for name, width in widths.items())})"
-    # Channels at random, so that those counted in another order somewhere in the network are found out.
-    third = torch.randperm(group.channels, generator=torch.Generator().manual_seed(0))[: max(1, group.channels // 3)]
+    reason = _why_not(model, group, example)
+    if reason is None or reason == _ARE_OUTPUTS:
+        return reason or group
+    for blocks in _in_blocks(model, group):
+        if _why_not(model, blocks, example) is None:
+            return blocks
+    return reason
+
+
+def _in_blocks(model: nn.Module, group: Group) -> Iterator[Group]:
+    """The group in blocks of every size, the smallest first, without and with attributes that count them."""
+    for unit in (unit for unit in range(2, group.channels // 2 + 1) if group.channels % unit == 0):
+        blocks = group.model_copy(update={"unit": unit})
+        yield blocks
+        if counts := tuple(_counts(model, blocks)):
+            yield blocks.model_copy(update={"counts": counts})
+
+
+def _counts(model: nn.Module, group: Group) -> Iterator[str]:
+    """Numbers of the blocks, or of the channels, among the attributes of the modules that hold the group's layers."""
+    owners = dict.fromkeys(name.rpartition(".")[0] for name in (*group.writers, *group.readers))
+    for owner in owners:
+        for attribute, value in vars(model.get_submodule(owner)).items():
+            if type(value) is int and value in (group.channels // group.unit, group.channels):
+                yield f"{owner}.{attribute}" if owner else attribute
+
+
+def _why_not(model: nn.Module, group: Group, example: Nested) -> str | None:
+    # At random, so that channels counted in another order somewhere in the network are found out.
+    blocks = torch.randperm(group.channels // group.unit, generator=torch.Generator().manual_seed(0))
+    doomed = _channels_of(blocks[: max(1, len(blocks) // 3)], group.unit)
     try:
-        _cut(deepcopy(model), {group.name: third.tolist()}, example)
+        _cut(deepcopy(model), {group.name: doomed}, example, {group.name: group.counts})
     except SurgeryError as error:
         return str(error)
     except Exception as error:  # noqa: BLE001  # whatever the library raises on this graph: the group is left alone
@@ -201,6 +305,7 @@ def _why_not(model: nn.Module, group: Group, example: Tensor) -> str | None:
 
 
 def _width(model: nn.Module, name: str) -> int:
-    weight = model.get_submodule(name).weight
-    assert isinstance(weight, Tensor)
-    return weight.shape[0]
+    module = model.get_submodule(name)
+    width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+    assert isinstance(width, int)
+    return width

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress import nested
 from autocompress.compress.calibrate import BatchNorm, NormStatistics
 from autocompress.compress.least_squares import refit, round_with_compensation, second_moments, squared_error
 from autocompress.compress.samples import by_group, choose_places, extent, inputs_at, outputs_at
+from autocompress.nested import Nested
 from autocompress.student import StudentLayer, best_scales, largest_code, only_input
 
 Arguments = tuple[Any, ...]
@@ -57,7 +59,7 @@ class _LastLayerRan(Exception):  # noqa: N818  # no error: what comes after that
 
 
 def repair_weights(
-    student: nn.Module, model: nn.Module, kept: Mapping[str, Tensor], calibration: Tensor, *, all_norms: bool = True
+    student: nn.Module, model: nn.Module, kept: Mapping[str, Tensor], calibration: Nested, *, all_norms: bool = True
 ) -> list[nn.Module]:
     """Refits and rounds again, in place, the layers of `student` that were masked, rounded or cut.
 
@@ -70,7 +72,7 @@ def repair_weights(
     examples = repair_examples(calibration)
     teacher = deepcopy(model).eval()
     changed = _changed(student, teacher)
-    last = None if all_norms else _last(teacher, changed, examples[:2])
+    last = None if all_norms else _last(teacher, changed, nested.take(examples, slice(2)))
     seen = _look(teacher, changed, examples, last)
     handles, followed = [], []
     for name, sample in seen.samples.items():
@@ -89,9 +91,10 @@ def repair_weights(
     return followed
 
 
-def repair_examples(calibration: Tensor) -> Tensor:
+def repair_examples(calibration: Nested) -> Nested:
     """Those of the inputs (n, ...) that weights are refitted to."""
-    return calibration[: max(_FEWEST_EXAMPLES, min(_EXAMPLES, _MOST_VALUES // calibration[0].numel()))]
+    values = sum(part[0].numel() for part in nested.arrays(calibration))
+    return nested.take(calibration, slice(max(_FEWEST_EXAMPLES, min(_EXAMPLES, _MOST_VALUES // values))))
 
 
 def _changed(student: nn.Module, teacher: nn.Module) -> set[str]:
@@ -120,7 +123,7 @@ def _plain(module: nn.Module) -> nn.Conv2d | nn.Linear:
     return layer
 
 
-def _last(teacher: nn.Module, changed: set[str], examples: Tensor) -> str | None:
+def _last(teacher: nn.Module, changed: set[str], examples: Nested) -> str | None:
     """The changed layer that ends the forward pass."""
     calls: list[str] = []
     hooks = [teacher.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name)) for name in changed]
@@ -128,7 +131,7 @@ def _last(teacher: nn.Module, changed: set[str], examples: Tensor) -> str | None
     return calls[-1] if calls and calls.count(calls[-1]) == 1 else None
 
 
-def _look(teacher: nn.Module, changed: set[str], examples: Tensor, last: str | None) -> _Seen:
+def _look(teacher: nn.Module, changed: set[str], examples: Nested, last: str | None) -> _Seen:
     seen = _Seen()
 
     def sample(name: str, layer: nn.Module, arguments: Arguments, keywords: Keywords, outputs: Tensor) -> None:
@@ -152,7 +155,7 @@ def _look(teacher: nn.Module, changed: set[str], examples: Tensor, last: str | N
     return seen
 
 
-def _run(model: nn.Module, examples: Tensor, handles: list[Any], last: str | None) -> None:
+def _run(model: nn.Module, examples: Nested, handles: list[Any], last: str | None) -> None:
     """Runs `model`, no further than the layer `last`, with the hooks that these are the handles of: they are then removed."""
 
     def end(*_: object) -> None:
@@ -162,7 +165,7 @@ def _run(model: nn.Module, examples: Tensor, handles: list[Any], last: str | Non
         handles.append(model.get_submodule(last).register_forward_hook(end))
     try:
         with torch.no_grad(), suppress(_LastLayerRan):
-            model(examples)
+            nested.call(model, examples)
     finally:
         for handle in handles:
             handle.remove()

@@ -7,18 +7,19 @@ from torch import Tensor, nn
 
 from autocompress.errors import SurgeryError
 from autocompress.policy import LayerPolicy
-from autocompress.student import StudentLayer
+from autocompress.student import Plain, StudentLayer, kind_of
 
 
 def compress_weights(model: nn.Module, layers: Mapping[str, LayerPolicy]) -> None:
     """Replaces the named layers of `model` in place by student layers that are masked and rounded as their policy says.
 
-    Raises `SurgeryError` for a layer that is neither an `nn.Conv2d` nor an `nn.Linear`.
+    Raises `SurgeryError` for a layer that has not one weight as torch's convolutions, linear layers and embeddings have.
     """
     for name, policy in layers.items():
         layer = model.get_submodule(name)
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
-            raise SurgeryError(f"layer {name!r} is a {type(layer).__name__}; only Conv2d and Linear can be compressed")
+        if kind_of(layer) is None:
+            raise SurgeryError(f"layer {name!r} is a {type(layer).__name__}, which cannot be compressed")
+        assert isinstance(layer, Plain)
         mask = largest_weights(layer.weight, policy.weight_sparsity) if policy.weight_sparsity else None
         student = StudentLayer(layer, bits=policy.weight_bits, mask=mask)
         for alias in [other for other, module in model.named_modules(remove_duplicate=False) if module is layer]:

@@ -157,7 +157,7 @@ class _Form:
 
 def _cut(group: Group, measured: dict[float, float | None], menu: Menu, place_of: dict[str, int]) -> Cut:
     usable = _growing(measured)
-    counts = [kept_channels(group.channels, share, menu.channel_multiple) for share, _ in usable]
+    counts = [kept_channels(group.channels, share, group.multiple(menu.channel_multiple)) for share, _ in usable]
     touched = {place_of[name] for name in (*group.writers, *group.readers)}
     return Cut(
         name=group.name,
@@ -213,7 +213,7 @@ def _part(
     reads = tuple(place for place, group in enumerate(groups) if layer.name in group.readers)
     writes = [place for place, group in enumerate(groups) if layer.name in group.writers]
     rows = [(form, *line) for form in forms for line in _lines(table, form.how)]
-    outputs, inputs = layer.weight_shape[:2]
+    outputs, inputs = layer.channels
     input_counts = _reachable(inputs, [cuts[place] for place in reads])
     output_counts = np.unique(cuts[writes[-1]].kept) if writes else np.array([outputs])
     grids = (table.float_ms, table.int8_ms or table.float_ms)

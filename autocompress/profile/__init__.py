@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from autocompress import nested
 from autocompress.baseline import Baseline, Data
 from autocompress.errors import InputError, TaskError
 from autocompress.lane import Lane
@@ -37,7 +38,8 @@ def profile(task: Task, baseline: Baseline, data: Data, *, policies: int = 20, s
     layers, target, lane = baseline.layers, baseline.target, Lane()
     model = baseline.model(task)
     with lane.shared():
-        found = uses(model, torch.tensor(data["train"][0][:_EXAMPLES]), layers, target)
+        example = nested.each(torch.tensor, nested.take(data["train"][0], slice(_EXAMPLES)))
+        found = uses(model, example, layers, target)
     costs = layer_costs(model, found, target, lane)
     whole = spread_policies(layers, target.menu, policies, seed=seed)
     points = list(measured(whole, task, baseline, data, lane))
@@ -73,7 +75,7 @@ def load_costs(path: Path, target: Target, layers: Layers) -> CostTable:
     for layer in layers:
         if layer.name not in known:
             raise InputError(f"{path} is a cost table of another network: it lacks the layer {layer.name!r}")
-        if known[layer.name] != layer.weight_shape[:2]:
+        if known[layer.name] != layer.channels:
             raise InputError(
                 f"{path} is a cost table of another network: its layer {layer.name!r} has {_channels(known[layer.name])}, "
                 f"the experiment's has {_channels(layer.weight_shape)}"

@@ -17,7 +17,7 @@ from autocompress.option import SPARSITIES
 from autocompress.profile.layers import Use
 from autocompress.runtimes import Runtime, Session, runtime_of
 from autocompress.runtimes.single import LayerShape, Manner, SingleLayer
-from autocompress.student import best_scales, largest_code, per_channel
+from autocompress.student import Plain, best_scales, channel_axis, largest_code, per_channel
 from autocompress.tables import Beside, Form, LayerCosts, Storage
 from autocompress.target import Target
 
@@ -45,28 +45,34 @@ Grid = tuple[tuple[float, ...], ...]
 def layer_costs(model: nn.Module, found: Sequence[Use], target: Target, lane: Lane) -> tuple[LayerCosts, ...]:
     """The costs of every layer of `model`, before anything is fitted to whole policies.
 
-    Where the runtime makes no files of single layers, a million multiply-accumulates count as a millisecond.
+    A layer that cannot be timed alone counts by its multiply-accumulates: as those of the others, or a million a
+    millisecond where the runtime makes no files of single layers.
     """
     runtime = runtime_of(target)
-    times = {} if runtime.single is None else _times(found, runtime, target, lane)
-    return tuple(_costs(use, model.get_submodule(use.layer.name), runtime.single, times, target, lane) for use in found)
+    timed = [] if runtime.single is None else [use for use in found if use.shapes]
+    times = _times(timed, runtime, target, lane) if timed else {}
+    spent = sum(times[shape, "float"] for use in timed for shape in use.shapes)
+    rate = spent / max(1, sum(use.layer.macs for use in timed)) if timed else 1e-6
+    return tuple(_costs(use, model.get_submodule(use.layer.name), runtime.single, times, rate, target, lane) for use in found)
 
 
-def _costs(use: Use, module: nn.Module, single: SingleLayer | None, times: Times, target: Target, lane: Lane) -> LayerCosts:
-    assert isinstance(module, nn.Conv2d | nn.Linear)
+def _costs(
+    use: Use, module: nn.Module, single: SingleLayer | None, times: Times, rate: float, target: Target, lane: Lane
+) -> LayerCosts:
+    assert isinstance(module, Plain)
     menu = target.menu
     integer = 8 in menu.activation_bits and use.has_integer_kernel
     with lane.shared():
         storage = [
             _storage(module, bits, single, zeros=menu.weight_sparsity) for bits in {None: 0} | dict.fromkeys(menu.weight_bits)
         ]
-        beside = [_beside(use.shapes[0], manner, single) for manner in ("float", "codes", "integer")]
+        beside = [_beside(use, manner, single) for manner in ("float", "codes", "integer")]
     return LayerCosts(
         name=use.layer.name,
         inputs=use.inputs,
         outputs=use.outputs,
-        float_ms=_grid(use, "float", times),
-        int8_ms=_grid(use, "integer", times) if integer else (),
+        float_ms=_grid(use, "float", times, rate),
+        int8_ms=_grid(use, "integer", times, rate) if integer else (),
         weights=module.weight.numel(),
         storage=tuple(storage),
         floats=beside[0],
@@ -75,11 +81,13 @@ def _costs(use: Use, module: nn.Module, single: SingleLayer | None, times: Times
     )
 
 
-def _grid(use: Use, manner: Manner, times: Times) -> Grid:
+def _grid(use: Use, manner: Manner, times: Times, rate: float) -> Grid:
+    """Milliseconds at every point of the layer's grid; `rate` is that of one multiply-accumulate."""
+
     def ms(inputs: int, outputs: int) -> float:
-        if not times:
+        if not times or not use.shapes:
             full = use.inputs[-1] * use.outputs[-1]
-            return use.layer.macs * inputs * outputs / full / 1e6
+            return use.layer.macs * inputs * outputs / full * rate
         return sum(times[shape.at(inputs, outputs), manner] for shape in use.shapes)
 
     return without_slow_moments([[ms(inputs, outputs) for outputs in use.outputs] for inputs in use.inputs])
@@ -165,7 +173,7 @@ def _least_ms(runtime: Runtime, content: bytes, inputs: NDArray[Any], target: Ta
     return least * 1e3
 
 
-def _storage(layer: nn.Conv2d | nn.Linear, bits: int | None, single: SingleLayer | None, *, zeros: bool) -> Storage:
+def _storage(layer: Plain, bits: int | None, single: SingleLayer | None, *, zeros: bool) -> Storage:
     sparsities = (0.0, *SPARSITIES) if zeros else (0.0,)
     rounded = [_rounded(layer, bits, sparsity) for sparsity in sparsities]
     # The one with most zeros: the forms of zeros are among its own.
@@ -175,9 +183,9 @@ def _storage(layer: nn.Conv2d | nn.Linear, bits: int | None, single: SingleLayer
     )
 
 
-def _rounded(layer: nn.Conv2d | nn.Linear, bits: int | None, sparsity: float) -> NDArray[Any]:
+def _rounded(layer: Plain, bits: int | None, sparsity: float) -> NDArray[Any]:
     """The weights as they are stored, of all output channels or of enough of them, evenly picked."""
-    weight = layer.weight.detach()
+    weight = layer.weight.detach().movedim(channel_axis(layer), 0)
     step = -(-weight.numel() // _WEIGHTS)
     masked = (weight * largest_weights(weight, sparsity))[::step]
     if bits is None:
@@ -188,9 +196,10 @@ def _rounded(layer: nn.Conv2d | nn.Linear, bits: int | None, sparsity: float) ->
     return codes
 
 
-def _beside(shape: LayerShape, manner: Manner, single: SingleLayer | None) -> Beside:
-    if single is None:
-        return Beside(layer=0, channel=4.0 * shape.bias + (0 if manner == "float" else 4))
+def _beside(use: Use, manner: Manner, single: SingleLayer | None) -> Beside:
+    if single is None or not use.shapes:
+        return Beside(layer=0, channel=4.0 * use.bias + (0 if manner == "float" else 4))
+    shape = use.shapes[0]
     # With one input the weights hardly count.
     narrow, wide = shape.at(1, shape.outputs), shape.at(1, 2 * shape.outputs)
     narrow_bytes, wide_bytes = (

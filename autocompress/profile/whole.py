@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from autocompress import nested
 from autocompress.baseline import Baseline, Data
 from autocompress.compress import compress
 from autocompress.errors import TrialError
@@ -59,11 +60,13 @@ def measured(policies: list[Policy], task: Task, baseline: Baseline, data: Data,
     """The uncompressed model, and each policy that can be carried out."""
     yield Point(Policy(), baseline.metrics["size_bytes"], baseline.metrics["latency_ms"])
     runtime, model = runtime_of(baseline.target), baseline.model(task)
-    inputs = torch.tensor(data["train"][0][:_CALIBRATION])
+    inputs = nested.each(torch.tensor, nested.take(data["train"][0], slice(_CALIBRATION)))
     for policy in policies:
         try:
             with lane.shared():
-                file = runtime.export(compress(model, policy, inputs), inputs[:_EXAMPLES])
+                file = runtime.export(
+                    compress(model, policy, inputs, groups=baseline.layers.groups), nested.take(inputs, slice(_EXAMPLES))
+                )
             latency = measure_latency(file, baseline.onnx, baseline.target, lane=lane)
         except TrialError:  # the search will meet it as well, and record it
             continue

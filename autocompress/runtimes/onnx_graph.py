@@ -13,20 +13,33 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from autocompress import nested
 from autocompress.errors import ExportError
-from autocompress.graph import module_of, norm_after, origin, tail, trace
+from autocompress.graph import BatchNorm, module_of, norm_after, origin, tail, trace
+from autocompress.nested import Nested
 from autocompress.runtimes.onnx_slim import LOADED_CODES, flatten_any_width, floats_at_load, slim
 from autocompress.runtimes.onnx_template import from_template, keep_template
-from autocompress.student import SMALLEST_SCALE, ActivationQuantizer, StudentLayer, per_channel
+from autocompress.runtimes.slot import INPUT, OUTPUT
+from autocompress.student import (
+    SMALLEST_SCALE,
+    ActivationQuantizer,
+    Plain,
+    StudentLayer,
+    apply_layer,
+    channel_axis,
+    kind_of,
+    per_channel,
+)
 
 
-def to_onnx(student: nn.Module, example: Tensor) -> onnx.ModelProto:
+def to_onnx(student: nn.Module, example: Nested) -> onnx.ModelProto:
     """The graph that computes what `student` computes, for any batch size; weights are int8 codes where they are rounded.
 
-    `example` is a batch of shape (n, ...), n >= 2. Integer layers are QDQ pairs as ONNX Runtime fuses them. The input
-    is called ``input``, the output ``output``. Raises `ExportError`.
+    `example` is a batch of shape (n, ...), n >= 2. Integer layers are QDQ pairs as ONNX Runtime fuses them. Inputs and
+    outputs are called as `nested.named` does. Raises `ExportError`.
     """
-    model = _deployed(deepcopy(student).cpu().eval())
+    example = nested.each(Tensor.cpu, example)
+    model = _deployed(deepcopy(student).cpu().eval(), example)
     exported = from_template(model, example)
     if exported is None:
         exported = flatten_any_width(_exported(model, example))
@@ -34,18 +47,24 @@ def to_onnx(student: nn.Module, example: Tensor) -> onnx.ModelProto:
     return slim(floats_at_load(exported))
 
 
-def _exported(model: nn.Module, example: Tensor) -> onnx.ModelProto:
+def _exported(model: nn.Module, example: Nested) -> onnx.ModelProto:
     batch = torch.export.Dim("batch", min=1)
+    by_name = example if isinstance(example, dict) else {}
+    in_order = () if by_name else example if isinstance(example, tuple) else (example,)
+    any_size: Any = {name: {0: batch} for name in by_name} or tuple({0: batch} for _ in in_order)
     try:
+        with torch.no_grad():
+            outputs = nested.named(nested.call(model, example), OUTPUT)
         with _silence():
             program = torch.onnx.export(
                 model,
-                (example.cpu(),),
+                in_order,
+                kwargs=by_name or None,
                 dynamo=True,
                 opset_version=23,
-                dynamic_shapes=({0: batch},),
-                input_names=["input"],
-                output_names=["output"],
+                dynamic_shapes=any_size,
+                input_names=list(nested.named(example, INPUT)),
+                output_names=list(outputs),
                 verbose=False,
             )
     except Exception as error:
@@ -53,7 +72,7 @@ def _exported(model: nn.Module, example: Tensor) -> onnx.ModelProto:
             f"torch.onnx cannot export the student: {type(error).__name__}: {str(error).splitlines()[0]}"
         ) from error
     assert program is not None
-    if program.model_proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value:
+    if any(given.type.tensor_type.shape.dim[0].dim_value for given in program.model_proto.graph.input):
         raise ExportError(
             "the exported graph takes batches of one size only: forward() turns the batch size into a number, "
             "as len(x) does; write x.shape[0]"
@@ -90,14 +109,14 @@ class _DeployedLayer(nn.Module):
     bias: Tensor | None
     bias_scale: Tensor
 
-    def __init__(
-        self, layer: nn.Conv2d | nn.Linear, codes: Tensor, scale: Tensor, bias: Tensor | None, input_scale: Tensor | None
-    ) -> None:
+    def __init__(self, layer: Plain, codes: Tensor, scale: Tensor, bias: Tensor | None, input_scale: Tensor | None) -> None:
         super().__init__()
-        self.conv = None if isinstance(layer, nn.Linear) else _without_parameters(layer)
+        self.layer = _without_parameters(layer)
+        self.axis = channel_axis(layer)
         self.integer = input_scale is not None
         # ONNX Runtime fuses a Gemm only if its weight has a zero point and its bias is int32; a Conv does without.
-        self.integer_bias = bias is not None and self.conv is None and input_scale is not None
+        self.is_linear = isinstance(layer, nn.Linear)
+        self.integer_bias = bias is not None and self.is_linear and input_scale is not None
         if self.integer_bias:
             assert bias is not None
             assert input_scale is not None
@@ -105,28 +124,25 @@ class _DeployedLayer(nn.Module):
             bias = (bias / self.bias_scale).round().clamp(-(2**31), 2**31 - 1).to(torch.int32)
         self.register_buffer("codes" if self.integer else LOADED_CODES, codes)
         self.register_buffer("scale", scale)
-        if self.integer and self.conv is None:
+        if self.integer and self.is_linear:
             self.register_buffer("zero_point", torch.zeros(len(scale), dtype=torch.int8))
         self.register_buffer("bias", bias)
 
     def forward(self, activation: Tensor) -> Tensor:
         codes = self.get_buffer("codes" if self.integer else LOADED_CODES)
-        inputs = [codes, self.scale, *([self.zero_point] if self.integer and self.conv is None else [])]
-        weight = _onnx("DequantizeLinear", inputs, codes.shape, torch.float32, axis=0)
-        if self.conv is not None:
-            convolved: Tensor = self.conv._conv_forward(activation, weight, self.bias)
-            return convolved
+        inputs = [codes, self.scale, *([self.zero_point] if self.integer and self.is_linear else [])]
+        weight = _onnx("DequantizeLinear", inputs, codes.shape, torch.float32, axis=self.axis)
         bias = self.bias
         if self.integer_bias and bias is not None:
             bias = _onnx("DequantizeLinear", [bias, self.bias_scale], bias.shape, torch.float32, axis=0)
-        return nn.functional.linear(activation, weight, bias)
+        return apply_layer(self.layer, activation, weight, bias)
 
 
-def _without_parameters(conv: nn.Conv2d) -> nn.Conv2d:
-    """The convolution's settings alone: its parameters must not be exported."""
-    settings = deepcopy(conv)
-    settings.register_parameter("weight", None)
-    settings.register_parameter("bias", None)
+def _without_parameters(layer: Plain) -> Plain:
+    """The layer's settings alone: its parameters must not be exported."""
+    settings = deepcopy(layer)
+    for name in list(settings._parameters):
+        settings.register_parameter(name, None)
     return settings
 
 
@@ -135,8 +151,8 @@ def _onnx(operator: str, inputs: list[Tensor], shape: torch.Size, dtype: torch.d
     return torch.onnx.ops.symbolic(operator, inputs, attributes, dtype=dtype, shape=shape, version=23)
 
 
-def _deployed(student: nn.Module) -> nn.Module:
-    graph = trace(student)
+def _deployed(student: nn.Module, example: Nested) -> nn.Module:
+    graph = trace(student, example)
     if graph is None:  # batch norm stays where it is, and there are no integer activations
         for name, module in list(student.named_modules()):
             if isinstance(module, StudentLayer):
@@ -144,7 +160,7 @@ def _deployed(student: nn.Module) -> nn.Module:
         return student
     for node in list(graph.graph.nodes):
         module = module_of(node, graph)
-        if isinstance(module, nn.Conv2d | nn.Linear | StudentLayer):
+        if isinstance(module, StudentLayer) or (isinstance(module, Plain) and kind_of(module) is not None):
             _fold(node, module, graph)
         elif isinstance(module, ActivationQuantizer):
             graph.set_submodule(str(node.target), _DeployedQuantizer(module))
@@ -153,7 +169,7 @@ def _deployed(student: nn.Module) -> nn.Module:
     return graph
 
 
-def _fold(node: Node, layer: nn.Conv2d | nn.Linear | StudentLayer, graph: GraphModule) -> None:
+def _fold(node: Node, layer: Plain | StudentLayer, graph: GraphModule) -> None:
     input_scale = _input_scale(node, layer, graph)
     norm_node = norm_after(node, graph)
     norm = module_of(norm_node, graph)
@@ -173,27 +189,28 @@ def _input_scale(node: Node, layer: nn.Module, graph: GraphModule) -> Tensor | N
     if not isinstance(quantizer, _DeployedQuantizer):
         return None
     plain = layer.layer if isinstance(layer, StudentLayer) else layer
-    if isinstance(plain, nn.Conv2d) and plain.padding_mode != "zeros":  # the padding would stand between the two
+    if isinstance(plain, nn.Conv1d | nn.Conv2d) and plain.padding_mode != "zeros":  # the padding would stand between the two
         return None
     # A convolution with float outputs has no integer kernel: turning its codes into floats at load is faster.
     rounded = all(isinstance(module_of(user, graph), ActivationQuantizer) for user in tail(node, graph).users)
     return quantizer.scale if isinstance(plain, nn.Linear) or rounded else None
 
 
-def _deploy(layer: nn.Conv2d | nn.Linear | StudentLayer, norm: nn.Module | None, input_scale: Tensor | None) -> nn.Module:
+def _deploy(layer: Plain | StudentLayer, norm: nn.Module | None, input_scale: Tensor | None) -> nn.Module:
     plain = layer.layer if isinstance(layer, StudentLayer) else layer
     if isinstance(layer, StudentLayer) and layer.bits is not None:
         codes, scale = layer.codes()
         _, bias = _norm_folded(layer, norm)
         gain = _norm_gain(norm)
         if gain is not None:
-            codes, scale = codes * per_channel(gain.sign().to(torch.int8), codes), scale * gain.abs()
+            codes, scale = codes * per_channel(gain.sign().to(torch.int8), codes, layer.axis), scale * gain.abs()
         codes, scale = _with_room_for_bias(codes, scale, bias, input_scale)
         return _DeployedLayer(plain, codes, scale, bias, input_scale)
     weight, bias = _norm_folded(layer, norm)
     folded = deepcopy(plain)
     folded.weight = nn.Parameter(weight)
-    folded.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+    if not isinstance(folded, nn.Embedding):
+        folded.register_parameter("bias", None if bias is None else nn.Parameter(bias))
     return folded
 
 
@@ -211,23 +228,25 @@ def _with_room_for_bias(codes: Tensor, scale: Tensor, bias: Tensor | None, input
 
 
 def _norm_gain(norm: nn.Module | None) -> Tensor | None:
-    if not isinstance(norm, nn.BatchNorm2d) or norm.running_var is None:
+    if not isinstance(norm, BatchNorm) or norm.running_var is None:
         return None
     gain = (norm.running_var + norm.eps).rsqrt()
     return (gain * norm.weight).detach() if norm.affine else gain
 
 
-def _norm_folded(layer: nn.Conv2d | nn.Linear | StudentLayer, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+def _norm_folded(layer: Plain | StudentLayer, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
     weight = (layer.effective_weight() if isinstance(layer, StudentLayer) else layer.weight).detach()
-    bias = None if layer.bias is None else layer.bias.detach()
+    axis = channel_axis(layer.layer if isinstance(layer, StudentLayer) else layer)
+    own = None if isinstance(layer, nn.Embedding) else layer.bias
+    bias = None if own is None else own.detach()
     gain = _norm_gain(norm)
     if gain is None:
         return weight, bias
-    assert isinstance(norm, nn.BatchNorm2d)
+    assert isinstance(norm, BatchNorm)
     assert norm.running_mean is not None
     shift = norm.bias.detach() if norm.affine else torch.zeros_like(norm.running_mean)
     start = torch.zeros_like(norm.running_mean) if bias is None else bias
-    return weight * per_channel(gain, weight), shift + gain * (start - norm.running_mean)
+    return weight * per_channel(gain, weight, axis), shift + gain * (start - norm.running_mean)
 
 
 @contextlib.contextmanager

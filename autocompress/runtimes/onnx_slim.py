@@ -25,7 +25,9 @@ def floats_at_load(model: ModelProto) -> ModelProto:
     for node in nodes:
         if node.op_type == "DequantizeLinear" and node.input[0].endswith(LOADED_CODES):
             codes, scale = node.input[0], node.input[1]
-            column = numpy_helper.to_array(tensors[scale]).reshape(-1, *[1] * (len(tensors[codes].dims) - 1))
+            axis = next(attribute.i for attribute in node.attribute if attribute.name == "axis")
+            shape = [-1 if dimension == axis else 1 for dimension in range(len(tensors[codes].dims))]
+            column = numpy_helper.to_array(tensors[scale]).reshape(shape)
             model.graph.initializer.append(numpy_helper.from_array(column, f"{codes}_scale"))
             model.graph.node.append(helper.make_node("Cast", [codes], [f"{codes}_floats"], to=TensorProto.FLOAT))
             model.graph.node.append(helper.make_node("Mul", [f"{codes}_floats", f"{codes}_scale"], [node.output[0]]))

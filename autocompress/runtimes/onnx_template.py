@@ -9,8 +9,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule
+
+from autocompress import nested
+from autocompress.nested import Nested
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -61,7 +64,7 @@ class _Template:
 _templates: OrderedDict[Hashable, _Template] = OrderedDict()
 
 
-def from_template(model: nn.Module, example: Tensor) -> onnx.ModelProto | None:
+def from_template(model: nn.Module, example: Nested) -> onnx.ModelProto | None:
     """What torch would export of `model`, made of a graph that was exported before; None when there is none.
 
     Only of a network as a graph (`torch.fx`) whose tensors are used by modules alone. `example` is a batch (n, ...).
@@ -74,7 +77,7 @@ def from_template(model: nn.Module, example: Tensor) -> onnx.ModelProto | None:
     return None
 
 
-def keep_template(model: nn.Module, example: Tensor, exported: onnx.ModelProto) -> None:
+def keep_template(model: nn.Module, example: Nested, exported: onnx.ModelProto) -> None:
     """Remembers what torch has `exported` of `model` for the batch `example` (n, ...), if it can be used again."""
     arrays = _arrays(model)
     keys = list(_keys(model, arrays, example))
@@ -144,7 +147,7 @@ def _called(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(str(node.target) for node in model.graph.nodes if node.op == "call_module"))
 
 
-def _keys(model: nn.Module, arrays: Arrays, example: Tensor) -> Iterator[Hashable]:
+def _keys(model: nn.Module, arrays: Arrays, example: Nested) -> Iterator[Hashable]:
     """What networks share that export to the same graph: those of the same shapes, then those of any within."""
     called = _called(model)
     if not called:
@@ -152,7 +155,7 @@ def _keys(model: nn.Module, arrays: Arrays, example: Tensor) -> Iterator[Hashabl
     parts = [(name, own, part) for name in called for own, part in model.get_submodule(name).named_modules()]
     settings = tuple((name, own, type(part).__module__, type(part).__qualname__, _settings(part)) for name, own, part in parts)
     kinds = tuple((name, array.dtype.str, array.ndim) for name, array in sorted(arrays.items()))
-    outside = tuple(example.shape[1:]), example.dtype
+    outside = tuple((name, part.shape[1:], part.dtype) for name, part in nested.named(example, "").items())
     yield model.code, settings, kinds, outside, tuple(array.shape for _, array in sorted(arrays.items()))
     if _reads_no_width(model):
         # The graph says what goes out too.

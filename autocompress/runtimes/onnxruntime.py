@@ -1,31 +1,33 @@
 """ONNX files on ONNX Runtime: the export of a student, and a session that runs a file."""
 
-from collections.abc import Sequence
-
-import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
+from autocompress import nested
 from autocompress.errors import ExportError
+from autocompress.nested import Nested
 from autocompress.runtimes.onnx_graph import to_onnx
 from autocompress.runtimes.onnx_pack import pack
+from autocompress.runtimes.slot import INPUT, OUTPUT, Slot
 from autocompress.target import Target
 
+# What ONNX calls a type, and numpy.
+_TYPES = {
+    **{f"tensor({name})": name for name in ("int8", "uint8", "int16", "int32", "int64", "bool", "float16")},
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+}
 _PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
 
 
-def export(student: nn.Module, example: Tensor) -> bytes:
+def export(student: nn.Module, example: Nested) -> bytes:
     """The content of the .onnx file that does what `student` does. `example` is a batch (n, ...). Raises `ExportError`."""
     content: bytes = pack(to_onnx(student, example)).SerializeToString()
     return content
 
 
 class OnnxSession:
-    """A loaded file: arrays in, arrays out. Raises `ExportError` when ONNX Runtime refuses the file.
-
-    `example_shape` is the shape of one input, without the batch.
-    """
+    """A loaded file: arrays in, arrays out. Raises `ExportError` when ONNX Runtime refuses the file."""
 
     def __init__(self, model: bytes, target: Target) -> None:
         options = onnxruntime.SessionOptions()
@@ -38,11 +40,14 @@ class OnnxSession:
             self._session = onnxruntime.InferenceSession(model, options, providers=_PROVIDERS[target.device])
         except Exception as error:
             raise ExportError(f"ONNX Runtime refuses the exported file: {str(error).splitlines()[0]}") from error
-        given = self._session.get_inputs()[0]
-        self._input = given.name
-        self.example_shape = tuple(given.shape[1:])
+        given = self._session.get_inputs()
+        self.inputs = tuple(Slot(slot.name, tuple(slot.shape[1:]), _TYPES.get(slot.type, slot.type)) for slot in given)
+        self._outputs = [output.name for output in self._session.get_outputs()]
 
-    def __call__(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The outputs for a batch (n, ...)."""
-        outputs: Sequence[NDArray[np.float32]] = self._session.run(None, {self._input: inputs})
-        return outputs[0]
+    def __call__(self, inputs: Nested) -> Nested:
+        """The outputs for a batch (n, ...), nested as those of the network; `inputs` by name, or in order."""
+        known = nested.named(inputs, INPUT)
+        if not isinstance(inputs, dict):
+            known = dict(zip((slot.name for slot in self.inputs), known.values(), strict=True))
+        outputs = self._session.run(None, {slot.name: known[slot.name] for slot in self.inputs})
+        return nested.restored(dict(zip(self._outputs, outputs, strict=True)), OUTPUT)

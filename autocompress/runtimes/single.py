@@ -34,8 +34,9 @@ class LayerShape:
     batch: int = 1
 
     @property
-    def is_depthwise(self) -> bool:
-        return self.groups > 1 and self.groups == self.inputs == self.outputs
+    def is_blockwise(self) -> bool:
+        """True where it has as many inputs as outputs, in groups: whole groups are cut."""
+        return self.groups > 1 and self.inputs == self.outputs
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -44,7 +45,7 @@ class LayerShape:
 
     def at(self, inputs: int, outputs: int) -> "LayerShape":
         """The layer with other channels; `inputs` and `outputs` count the second and first dimension of its weight."""
-        groups = outputs if self.is_depthwise else self.groups
+        groups = self.groups * outputs // self.outputs if self.is_blockwise else self.groups
         return replace(self, inputs=inputs * groups, outputs=outputs, groups=groups)
 
 

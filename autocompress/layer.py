@@ -35,16 +35,17 @@ class Layer(Noun):
 class Group(Noun):
     """Channels that can only be removed together.
 
-    `name` is the first layer that writes them, `writers` all layers whose output channels are cut, `readers` all
-    layers whose input channels are cut with them. They go in blocks of `unit` neighbours: the channels of an attention head,
-    of a group of a convolution or norm. `counts` are attributes of the network (``blocks.0.attention.heads``) that hold the
-    number of blocks or of channels, and change with it.
+    `name` is the first layer that writes them, `writers` all layers whose output channels are cut, `readers` all layers
+    whose input channels are cut with them, and how many of their inputs come from one channel: several behind a flattening,
+    none where a convolution in groups has fewer groups then. They go in blocks of `unit` neighbours: the channels of an
+    attention head, of a group of a convolution or norm. `counts` are attributes of the network
+    (``blocks.0.attention.heads``) that hold the number of blocks or of channels, and change with it.
     """
 
     name: str
     channels: int
     writers: tuple[str, ...]
-    readers: tuple[str, ...]
+    readers: dict[str, int]
     unit: int = 1
     counts: tuple[str, ...] = ()
 

@@ -145,8 +145,7 @@ class Policy(Noun):
             for group in layers.groups:
                 if layer.name in group.writers:
                     outputs = kept[group.name]
-                if layer.name in group.readers and inputs % group.channels == 0:  # flattened: several inputs a channel
-                    inputs = inputs // group.channels * kept[group.name]
+                inputs -= group.readers.get(layer.name, 0) * (group.channels - kept[group.name])
             found[layer.name] = inputs, outputs
         return found
 

@@ -30,8 +30,8 @@ LAYERS = Layers(
         Layer(name="classifier", kind="linear", weight_shape=(10, 900), params=9_010, macs=9_000),
     ),
     groups=(
-        Group(name="features.0", channels=64, writers=("features.0",), readers=("features.3",)),
-        Group(name="features.3", channels=64, writers=("features.3",), readers=("classifier",)),
+        Group(name="features.0", channels=64, writers=("features.0",), readers={"features.3": 1}),
+        Group(name="features.3", channels=64, writers=("features.3",), readers={"classifier": 9}),
     ),
 )
 OBJECTIVES = tuple(Objective.of(name) for name in ("size_bytes", "latency_ms", "accuracy"))

@@ -13,9 +13,9 @@ def vgg() -> Layers:
             Layer(name="head", kind="linear", weight_shape=(10, 900), params=9010, macs=9000),
         ),
         groups=(
-            Group(name="conv1", channels=64, writers=("conv1",), readers=("conv2",)),
-            Group(name="conv2", channels=64, writers=("conv2",), readers=("conv3",)),
-            Group(name="conv3", channels=100, writers=("conv3",), readers=("head",)),
+            Group(name="conv1", channels=64, writers=("conv1",), readers={"conv2": 1}),
+            Group(name="conv2", channels=64, writers=("conv2",), readers={"conv3": 1}),
+            Group(name="conv3", channels=100, writers=("conv3",), readers={"head": 9}),
         ),
     )
 
@@ -34,13 +34,13 @@ def resnet20() -> Layers:
                 streams[stream] = []
             layers.append(_conv(inner, width, channels, side * side, inner))
             layers.append(_conv(outer, channels, channels, side * side, stream))
-            groups.append(Group(name=inner, channels=channels, writers=(inner,), readers=(outer,)))
+            groups.append(Group(name=inner, channels=channels, writers=(inner,), readers={outer: 1}))
             streams[stream].append(outer)
             width = channels
     layers.append(Layer(name="linear", kind="linear", weight_shape=(10, 64), params=650, macs=640))
     channels_of = {layer.name: layer.weight_shape[0] for layer in layers}
     groups += [
-        Group(name=name, channels=channels_of[name], writers=tuple(writers), readers=()) for name, writers in streams.items()
+        Group(name=name, channels=channels_of[name], writers=tuple(writers), readers={}) for name, writers in streams.items()
     ]
     return Layers(layers=tuple(layers), groups=tuple(groups))
 

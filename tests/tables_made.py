@@ -112,7 +112,7 @@ def made_chain(depth: int) -> Layers:
             )
         )
         reader = f"conv{place + 1}" if place + 1 < depth else "head"
-        groups.append(Group(name=name, channels=width, writers=(name,), readers=(reader,)))
+        groups.append(Group(name=name, channels=width, writers=(name,), readers={reader: 1}))
     head = Layer(name="head", kind="linear", weight_shape=(10, widths[-1]), params=10 * widths[-1] + 10, macs=10 * widths[-1])
     return Layers(layers=(*layers, head), groups=tuple(groups))
 

@@ -1,5 +1,6 @@
 """Structured pruning: which channels can be cut together, and cutting them for good (DepGraph: Fang et al., 2023)."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -31,16 +32,28 @@ def find_groups(model: nn.Module, example: Nested) -> tuple[list[Group], dict[st
     Every group is tried: a third of its channels is cut, and the outputs compared with the same network in which those
     channels are zero. Where single channels will not do, blocks of them are tried. `example` is a batch of shape (n, ...).
     """
-    graph = _graph(model, example)
-    names = {module: name for name, module in graph.model.named_modules()}
+    names = {module: name for name, module in model.named_modules()}
+    try:
+        graph = _graph(model, example)
+    except Exception as error:  # noqa: BLE001  # whatever the library raises: nothing can be cut
+        return [], {name: _library_says(error) for module, name in names.items() if isinstance(module, _CUT)}
     found: list[Group] = []
-    for group in graph.get_all_groups(root_module_types=[*_CUT]):
+    refused: dict[str, str] = {}
+    grouped: set[str] = set()
+    for module in [module for module in graph.module2node if isinstance(module, _CUT)]:
+        if names[module] in grouped:
+            continue
+        try:
+            group = _group_at(graph, module, None)
+        except Exception as error:  # noqa: BLE001  # whatever the library raises on this graph: the layer is left alone
+            refused[names[module]] = _library_says(error)
+            continue
         writers = _members(group, names, graph.is_out_channel_pruning_fn)
-        readers = _members(group, names, graph.is_in_channel_pruning_fn)
+        readers = _readers(group, names, graph.is_in_channel_pruning_fn)
+        grouped.update(writers)
         found.append(Group(name=writers[0], channels=len(group[0].idxs), writers=writers, readers=readers))
     order = {name: place for place, name in enumerate(names.values())}
     usable: list[Group] = []
-    refused: dict[str, str] = {}
     for candidate in sorted(found, key=lambda group: order[group.name]):
         outcome = _usable(model, candidate, example)
         if isinstance(outcome, Group):
@@ -209,6 +222,17 @@ def _members(group: Any, names: dict[nn.Module, str], side: Callable[[Any], bool
     return tuple(sorted(found, key=lambda name: places[name]))
 
 
+def _readers(group: Any, names: dict[nn.Module, str], side: Callable[[Any], bool]) -> dict[str, int]:
+    """Those who read the channels of the group, and how many inputs each channel is to them."""
+    places: Counter[str] = Counter()
+    for dependency, indices in group:
+        if side(dependency.handler):
+            places[names.get(dependency.target.module, "")] += len(indices)
+    members = _members(group, names, side)
+    in_groups = {name for module, name in names.items() if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1}
+    return {name: 0 if name in in_groups else places[name] // len(group[0].idxs) for name in members}
+
+
 def _measure(importance: Importance) -> Any:
     match importance:
         case "l1":
@@ -300,8 +324,12 @@ def _why_not(model: nn.Module, group: Group, example: Nested) -> str | None:
     except SurgeryError as error:
         return str(error)
     except Exception as error:  # noqa: BLE001  # whatever the library raises on this graph: the group is left alone
-        return f"torch-pruning: {type(error).__name__}: {error}"
+        return _library_says(error)
     return None
+
+
+def _library_says(error: Exception) -> str:
+    return f"torch-pruning cannot follow its channels ({type(error).__name__}: {error})"
 
 
 def _width(model: nn.Module, name: str) -> int:

@@ -63,7 +63,7 @@ class Part:
     kernel: Counts
     inputs: int
     outputs: int
-    reads: tuple[int, ...]
+    reads: dict[int, int]
     writes: int | None
     input_counts: Counts
     output_counts: Counts
@@ -115,11 +115,6 @@ def network(layers: Layers, menu: Menu, sensitivity: Sensitivity, costs: CostTab
         for place, layer in enumerate(layers)
     )
     return Network(parts, cuts, costs.rest_bytes, costs.intercept_ms)
-
-
-def narrowed_by(inputs: Counts, channels: int, kept: Counts) -> Counts:
-    """The input channels that are left when a group keeps so many of its channels; see `Policy.widths`."""
-    return np.where(inputs % channels == 0, inputs // channels * kept, inputs)
 
 
 def summed_divergence(network: Network, policy: Policy) -> float:
@@ -210,11 +205,11 @@ def _part(
     layer: Layer, forms: list[_Form], costs: CostTable, cuts: Sequence[Cut], groups: Sequence[Group], stage: int, border: float
 ) -> Part:
     table = costs.layer(layer.name)
-    reads = tuple(place for place, group in enumerate(groups) if layer.name in group.readers)
+    reads = {place: group.readers[layer.name] for place, group in enumerate(groups) if group.readers.get(layer.name)}
     writes = [place for place, group in enumerate(groups) if layer.name in group.writers]
     rows = [(form, *line) for form in forms for line in _lines(table, form.how)]
     outputs, inputs = layer.channels
-    input_counts = _reachable(inputs, [cuts[place] for place in reads])
+    input_counts = _reachable(inputs, [(cuts[place], each) for place, each in reads.items()])
     output_counts = np.unique(cuts[writes[-1]].kept) if writes else np.array([outputs])
     grids = (table.float_ms, table.int8_ms or table.float_ms)
     times = [_filled(table.inputs, table.outputs, np.array(grid), input_counts, output_counts) for grid in grids]
@@ -266,11 +261,11 @@ def _borders(layers: Layers, forms: Sequence[Sequence[_Form]], costs: CostTable)
     return [one + other for one, other in zip(before, after, strict=True)]
 
 
-def _reachable(inputs: int, cuts: Sequence[Cut]) -> Counts:
+def _reachable(inputs: int, cuts: Sequence[tuple[Cut, int]]) -> Counts:
     """Every number of input channels that the groups a layer reads can leave."""
     found = np.array([inputs])
-    for cut in cuts:
-        found = np.unique(narrowed_by(found[:, None], cut.channels, cut.kept[None, :]))
+    for cut, each in cuts:
+        found = np.unique(found[:, None] - each * (cut.channels - cut.kept[None, :]))
     return found
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.policy import Policy
-from autocompress.prior.network import Counts, Floats, Network, Part, narrowed_by
+from autocompress.prior.network import Counts, Floats, Network, Part
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,9 @@ class Weighed:
     def _widths(self, part: Part, kept: Sequence[int], cut: int | None) -> tuple[Counts, Counts]:
         """The input and output channels of a part; at every count of the one `cut`."""
         inputs: Counts = np.asarray(part.inputs)
-        for place in part.reads:
+        for place, each in part.reads.items():
             counts = self.cuts[place].kept
-            inputs = narrowed_by(inputs, self.cuts[place].channels, counts if place == cut else counts[kept[place]])
+            inputs = inputs - each * (self.cuts[place].channels - (counts if place == cut else counts[kept[place]]))
         if part.writes is None:
             return inputs, np.asarray(part.outputs)
         counts = self.cuts[part.writes].kept

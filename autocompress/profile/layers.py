@@ -122,8 +122,8 @@ def _grid(layer: Layer, layers: Layers, multiple: int, shape: LayerShape | None)
         if layer.name in group.writers:
             fixed_groups = 1 if shape is None or shape.is_blockwise else shape.groups
             outputs |= {count for count in kept if count % fixed_groups == 0}
-        if layer.name in group.readers and full_inputs % group.channels == 0:
-            inputs |= {full_inputs // group.channels * count for count in kept}
+        if each := group.readers.get(layer.name):
+            inputs |= {full_inputs - each * (group.channels - count) for count in kept}
     return _thinned(sorted(inputs)), _thinned(sorted(outputs))
 
 

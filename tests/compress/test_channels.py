@@ -48,8 +48,8 @@ def warm(model: nn.Module) -> nn.Module:
 def test_groups_follow_the_residual_add() -> None:
     groups, refused = find_groups(ToyNet(), EXAMPLE)
     assert [(group.name, group.channels, group.writers, group.readers) for group in groups] == [
-        ("stem", 16, ("stem", "conv2"), ("conv1", "head")),
-        ("conv1", 32, ("conv1",), ("conv2",)),
+        ("stem", 16, ("stem", "conv2"), {"conv1": 1, "head": 16}),
+        ("conv1", 32, ("conv1",), {"conv2": 1}),
     ]
     assert refused == {"head": "its channels are the outputs of the network"}
 

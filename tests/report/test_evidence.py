@@ -103,7 +103,7 @@ def test_the_map_has_a_row_a_layer_and_a_column_an_option_from_mild_to_strong() 
 
 def test_many_channel_shares_are_gathered_into_eighths() -> None:
     layer = Layer(name="wide", kind="conv2d", weight_shape=(60, 3, 3, 3), params=1680, macs=1, group="wide")
-    layers = Layers(layers=(layer,), groups=(Group(name="wide", channels=60, writers=("wide",), readers=()),))
+    layers = Layers(layers=(layer,), groups=(Group(name="wide", channels=60, writers=("wide",), readers={}),))
     menu = Target().menu.model_copy(update={"channel_multiple": 1})
     entries = tuple(
         Divergence(option=option, value=option.value) for option in options(layers, menu) if option.what == "channel_sparsity"
@@ -119,7 +119,7 @@ def test_many_channel_shares_are_gathered_into_eighths() -> None:
 def test_what_an_option_does_in_words() -> None:
     shared = Layers(
         layers=LAYERS.layers,
-        groups=(Group(name="features.0", channels=64, writers=("features.0", "features.3"), readers=("classifier",)),),
+        groups=(Group(name="features.0", channels=64, writers=("features.0", "features.3"), readers={"classifier": 1}),),
     )
     words = [
         option_words(Option(what="channel_sparsity", name="features.0", value=0.25), shared),

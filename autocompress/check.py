@@ -16,6 +16,7 @@ from autocompress import nested
 from autocompress.baseline import Data, Pairs, as_tensors, check_parity, load_data, load_split
 from autocompress.errors import ExportError, InputError, PolicyError, TaskError
 from autocompress.experiment import Experiment, is_guided, load_experiment
+from autocompress.graph import trace
 from autocompress.layer import Layers
 from autocompress.nested import Nested
 from autocompress.policy import Policy
@@ -58,6 +59,8 @@ def check(file: Path) -> Iterator[Finding]:
     model = unpacked(model)
     layers = probe(model, example)
     yield Finding("layers", f"{len(layers)} layers, {len(layers.groups)} channel groups", layers=layers)
+    if trace(model, example) is None:
+        yield Finding("layers", "activations stay float: the model's forward depends on the values it sees", warning=True)
     yield _loss(task, model, example, wanted)
     yield _score(task, model, data["validation"])
     yield _space(experiment, layers)

@@ -557,9 +557,19 @@ def _show_checked(console: Console, checked: "Sequence[Checked]") -> None:
 
 def _layers_table(layers: "Layers") -> Padding:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("layer", "kind", "weights", "parameters", "multiply-adds", "channel group"):
+    for heading in ("layer", "kind", "weights", "parameters", "multiply-adds", "activations", "channel group"):
         table.add_column(heading, justify="right" if heading in ("parameters", "multiply-adds") else "left")
     for layer in layers:
         shape = "x".join(str(size) for size in layer.weight_shape)
-        table.add_row(layer.name, layer.kind, shape, f"{layer.params:,}", f"{layer.macs:,}", layer.group or "-")
+        bits = "8 bits" if layer.integer else "float"
+        table.add_row(
+            layer.name, layer.kind, shape, f"{layer.params:,}", f"{layer.macs:,}", bits, _group_in_words(layers, layer.group)
+        )
     return Padding(table, (0, 0, 0, 5), expand=False)
+
+
+def _group_in_words(layers: "Layers", name: str | None) -> str:
+    if name is None:
+        return "-"
+    unit = layers.group(name).unit
+    return name if unit == 1 else f"{name}, in blocks of {unit}"

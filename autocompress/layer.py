@@ -15,7 +15,8 @@ class Layer(Noun):
 
     `name` is the module path (`block1.conv`), `weight_shape` as torch stores it: (out, in, ...), of a transposed convolution
     (in, out, ...), of an embedding (words, out). `params` counts weight and bias, `macs` the multiply-accumulates for one
-    example. `group` is the channel group its outputs belong to, None when they cannot be pruned.
+    example. `group` is the channel group its outputs belong to, None when they cannot be pruned. `integer` is False when
+    what goes in and comes out cannot be rounded to 8 bits.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Layer(Noun):
     params: int
     macs: int
     group: str | None = None
+    integer: bool = True
 
     @property
     def channels(self) -> tuple[int, int]:

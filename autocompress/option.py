@@ -55,7 +55,8 @@ def _options(layers: Layers, menu: Menu) -> Iterator[Option]:
         if menu.weight_sparsity:
             for share in SPARSITIES:
                 yield Option(what="weight_sparsity", name=layer.name, value=share)
-        if 8 in menu.activation_bits and 8 in menu.weight_bits and layer.kind in menu.integer_kinds:
+        integer = layer.integer and layer.kind in menu.integer_kinds
+        if 8 in menu.activation_bits and 8 in menu.weight_bits and integer:
             yield Option(what="activation_bits", name=layer.name, value=8)
 
 

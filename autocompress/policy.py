@@ -13,7 +13,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from autocompress.errors import PolicyError
-from autocompress.layer import Layers
+from autocompress.layer import Layer, Layers
 from autocompress.noun import Noun
 from autocompress.target import Menu
 
@@ -117,7 +117,7 @@ class Policy(Noun):
             < group.channels
         }
         changed = {
-            name: _stored(layer, layers.layer(name).kind, menu)
+            name: _stored(layer, layers.layer(name), menu)
             for name, layer in sorted(self.layers.items())
             if layer != LayerPolicy()
         }
@@ -178,12 +178,12 @@ def kept_channels(channels: int, share: float, multiple: int) -> int:
     return lower if wanted - lower < upper - wanted else upper
 
 
-def _stored(layer: LayerPolicy, kind: str, menu: Menu) -> LayerPolicy:
-    if layer.activation_bits is not None and kind not in menu.integer_kinds:
-        return layer.model_copy(update={"activation_bits": None})
-    if layer.activation_bits is None or layer.weight_bits is None or layer.weight_bits <= menu.integer_weight_bits:
-        return layer
-    return layer.model_copy(update={"weight_bits": menu.integer_weight_bits})
+def _stored(policy: LayerPolicy, layer: Layer, menu: Menu) -> LayerPolicy:
+    if policy.activation_bits is not None and not (layer.integer and layer.kind in menu.integer_kinds):
+        return policy.model_copy(update={"activation_bits": None})
+    if policy.activation_bits is None or policy.weight_bits is None or policy.weight_bits <= menu.integer_weight_bits:
+        return policy
+    return policy.model_copy(update={"weight_bits": menu.integer_weight_bits})
 
 
 def _that_counts(distill: Distill | None) -> Distill | None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress import nested
+from autocompress.compress.activations import quantisable_activations
 from autocompress.compress.channels import find_groups
 from autocompress.errors import TaskError
 from autocompress.layer import Layer, Layers
@@ -36,6 +37,7 @@ def probe(model: nn.Module, example: Nested) -> Layers:
         )
     groups, refused = find_groups(model, example)
     model.train(was_training)
+    integer = set(quantisable_activations(model, example))
     owner = {writer: group.name for group in groups for writer in group.writers}
     layers = tuple(
         Layer(
@@ -45,6 +47,7 @@ def probe(model: nn.Module, example: Nested) -> Layers:
             params=sum(parameter.numel() for parameter in module.parameters()),
             macs=macs[name],
             group=owner.get(name),
+            integer=name in integer,
         )
         for name in macs
         for module in [model.get_submodule(name)]

@@ -2,12 +2,13 @@
 
     python benchmarks/search.py run mnist --folder out --seed 0 --worker-seconds 600
     python benchmarks/search.py run resnet20 --folder out --seed 0 --worker-seconds 1500     (needs CIFAR10_DIR)
-    python benchmarks/search.py table out --picture docs/search.png
+    python benchmarks/search.py table out benchmarks/search.csv --keep benchmarks/search.csv --picture docs/search.png
 
 `run` lets every searcher spend the same worker-seconds, one trial at a time; sensitivities and costs, measured afresh,
 count as ours. All start from the same uncompressed file. What is done already is skipped, so several processes may share
-the work, one a seed. `table` reads what is there: for each case the hypervolume that each searcher came to (mean and
-range over seeds), and the share of the best rival's compute after which ours had as much.
+the work, one a seed. `table` reads what is there, in folders of runs and in files of curves that were kept: for each case
+the hypervolume that each searcher came to (mean and range over seeds), and the share of the best rival's compute after which
+ours had as much.
 """
 
 import json
@@ -38,6 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CASES = {"mnist": "mnist_vgg", "resnet20": "cifar10_resnet20"}
 RIVALS = ("uniform", "random", "nsga2", "tpe", "nsga2-warm", "tpe-warm")
 ABLATIONS = ("no prior", "no halving", "no repair", "no refit")
+_COLUMNS = ["case", "seed", "searcher", "number", "worker_seconds", "hypervolume"]
 # An experiment file of the benchmark: the case's own, with the budget, the seed and what is left out.
 _FILE = """\
 import sys
@@ -120,15 +122,24 @@ def _search(case: str, seed: int, seconds: float, without: str, folder: Path, *,
 
 
 @main.command()
-@click.argument("folder", type=click.Path(path_type=Path, exists=True))
+@click.argument("sources", type=click.Path(path_type=Path, exists=True), nargs=-1, required=True)
+@click.option("--keep", type=click.Path(path_type=Path), help="A CSV file to write the curves to.")
 @click.option("--picture", type=click.Path(path_type=Path), help="Where to draw the curves.")
-def table(*, folder: Path, picture: Path | None) -> None:
-    """Print what came of it."""
-    found = pd.concat(list(_curves(folder)), ignore_index=True)
+def table(*, sources: tuple[Path, ...], keep: Path | None, picture: Path | None) -> None:
+    """Print what came of it. What is in several sources is taken from the first."""
+    found = pd.concat(
+        [rows for source in sources for rows in ([pd.read_csv(source)] if source.is_file() else _curves(source))],
+        ignore_index=True,
+    )[_COLUMNS].drop_duplicates(["case", "seed", "searcher", "number"])
     for case, rows in found.groupby("case"):
         print(f"\n{case}: hypervolume (validation) after the same worker-seconds, {rows.seed.nunique()} seeds")
         print(_summary(rows).to_string(float_format=lambda value: f"{value:.4f}"))
         print(_verdict(rows))
+    if keep is not None:
+        keep.parent.mkdir(parents=True, exist_ok=True)
+        found.sort_values(["case", "seed", "searcher", "worker_seconds"], kind="stable").to_csv(
+            keep, index=False, float_format="%.5g"
+        )
     if picture is not None:
         _draw(found, picture)
 

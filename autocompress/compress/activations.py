@@ -27,6 +27,15 @@ def quantize_activations(model: nn.Module, layers: Collection[str], inputs: Nest
     return graph
 
 
+def quantisable_activations(model: nn.Module, inputs: Nested) -> list[str]:
+    """The layers of `model` that `quantize_activations` can round the inputs and outputs of."""
+    graph = trace(model, inputs)
+    if graph is None:
+        return []
+    calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
+    return [name for name, count in calls.items() if count == 1 and _can_round(graph.get_submodule(name))]
+
+
 def _rounded_nodes(graph: GraphModule, layers: Collection[str]) -> list[Node]:
     rounded: dict[Node, None] = {}
     calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
@@ -40,7 +49,11 @@ def _rounded_nodes(graph: GraphModule, layers: Collection[str]) -> list[Node]:
 
 
 def _has_integer_kernel(module: nn.Module | None) -> bool:
-    return isinstance(module, StudentLayer) and isinstance(module.layer, nn.Conv1d | nn.Conv2d | nn.Linear)
+    return isinstance(module, StudentLayer) and _can_round(module.layer)
+
+
+def _can_round(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
 
 
 def _round_tail(node: Node, graph: GraphModule, rounded: dict[Node, None]) -> None:

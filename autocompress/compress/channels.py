@@ -23,6 +23,7 @@ TOLERANCE = 1e-3
 
 # Layers whose channels can be cut.
 _CUT = (nn.modules.conv._ConvNd, nn.Linear)
+_NORMED = "a LayerNorm goes over its channels: without some of them it changes the others"
 _ARE_OUTPUTS = "its channels are the outputs of the network"
 
 
@@ -51,6 +52,9 @@ def find_groups(model: nn.Module, example: Nested) -> tuple[list[Group], dict[st
         writers = _members(group, names, graph.is_out_channel_pruning_fn)
         readers = _readers(group, names, graph.is_in_channel_pruning_fn)
         grouped.update(writers)
+        if any(isinstance(dependency.target.module, nn.LayerNorm) for dependency, _ in group):
+            refused |= dict.fromkeys(writers, _NORMED)
+            continue
         found.append(Group(name=writers[0], channels=len(group[0].idxs), writers=writers, readers=readers))
     order = {name: place for place, name in enumerate(names.values())}
     usable: list[Group] = []

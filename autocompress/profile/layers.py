@@ -72,6 +72,7 @@ def uses(model: nn.Module, example: Nested, layers: Layers, target: Target) -> t
             *_grid(layer, layers, multiple, next(iter(shapes[layer.name]), None)),
             # A layer called twice has no single input scale; other padding stands between rounding and kernel.
             has_integer_kernel=calls[layer.name] == 1
+            and layer.integer
             and layer.kind in target.menu.integer_kinds
             and getattr(model.get_submodule(layer.name), "padding_mode", "zeros") == "zeros",
         )

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from autocompress.runtimes.onnx_slim import IR_VERSION, OPSET
 from autocompress.runtimes.single import LayerShape, Manner
+from autocompress.runtimes.slot import INPUT, OUTPUT
 
 Array = NDArray[Any]
 
@@ -35,8 +36,8 @@ def layer_file(shape: LayerShape, manner: Manner) -> tuple[bytes, Array]:
             weight = graph.integers()
     output = graph.call("Relu", graph.layer(weight))
     if manner == "integer":
-        output = graph.quantised(output)
-    content: bytes = graph.model(output).SerializeToString()
+        graph.quantised(output)
+    content: bytes = graph.model().SerializeToString()
     return content, graph.example()
 
 
@@ -93,8 +94,8 @@ class _Graph:
 
     def input(self) -> str:
         if self.manner != "integer":
-            return "x"
-        given = self.call("Transpose", "x", perm=[0, 3, 1, 2]) if self.is_convolution else "x"
+            return INPUT
+        given = self.call("Transpose", INPUT, perm=[0, 3, 1, 2]) if self.is_convolution else INPUT
         return self.call(
             "DequantizeLinear", given, self.store("a", np.array(_SCALE)), self.store("b", np.array(0, dtype=np.uint8))
         )
@@ -123,15 +124,17 @@ class _Graph:
             return self.draw.integers(0, 256, sizes, dtype=np.uint8)
         return self.draw.standard_normal(sizes, dtype=np.float32)
 
-    def model(self, output: str) -> onnx.ModelProto:
+    def model(self) -> onnx.ModelProto:
+        """The file, of which the output of the last node is the output."""
+        self.nodes[-1].output[0] = OUTPUT
         kind = TensorProto.UINT8 if self.manner == "integer" else TensorProto.FLOAT
         rank = 4 if self.is_convolution else 2
         given = self.example().shape
         graph = helper.make_graph(
             self.nodes,
             "g",
-            [helper.make_tensor_value_info("x", kind, given)],
-            [helper.make_tensor_value_info(output, kind, [None] * rank)],
+            [helper.make_tensor_value_info(INPUT, kind, given)],
+            [helper.make_tensor_value_info(OUTPUT, kind, [None] * rank)],
             self.tensors,
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)

@@ -44,7 +44,10 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, outputs: Any, targets: Any) -> float:
-        """How good the outputs of a whole split are, in `score_range`, higher is better. Recorded as ``accuracy``."""
+        """How good the outputs of a whole split are, in `score_range`, higher is better. Recorded as ``accuracy``.
+
+        Of an error give the negative, and a range like (-100, 0).
+        """
 
     def interval(self, outputs: Any, targets: Any) -> tuple[float, float]:
         """The 95 % confidence interval of `score`: by default the percentiles of 500 bootstrap resamples (Efron, 1979)."""

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from autocompress import nested
 from autocompress.compress.channels import prune
 from autocompress.errors import ExperimentError
 from autocompress.experiment import load_experiment, run_file
 from autocompress.probe import probe
 from autocompress.task import Split
+from autocompress.unpacked import unpacked
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -106,3 +108,27 @@ def test_augmentation_keeps_the_shape_and_follows_the_generator(cifar: Path) -> 
 def _resnet() -> nn.Module:
     model: nn.Module = run_file(EXPERIMENTS / "cifar10_resnet20.py").ResNet20()
     return model
+
+
+def test_sentences_of_documentation_are_in_one_split_only() -> None:
+    task = load_experiment(EXPERIMENTS / "docs_text.py").task
+    sizes: dict[Split, int] = {"train": 5400, "validation": 1200, "test": 1200}
+    seen: set[bytes] = set()
+    for split, size in sizes.items():
+        inputs, labels = task.data(split)
+        assert inputs["ids"].shape == inputs["mask"].shape == (size, 24)
+        assert np.array_equal(inputs["mask"], inputs["ids"] != 0)
+        assert np.bincount(labels).tolist() == [size // 6] * 6
+        rows = {row.tobytes() for row in inputs["ids"]}
+        assert len(rows) == size
+        assert not rows & seen
+        seen |= rows
+
+
+@pytest.mark.parametrize(("name", "heads", "blocks"), [("docs_text", 4, 2), ("mnist_vit", 4, 3)])
+def test_heads_and_feed_forward_layers_of_the_transformers_can_be_pruned(name: str, heads: int, blocks: int) -> None:
+    task = load_experiment(EXPERIMENTS / f"{name}.py").task
+    inputs = nested.take(task.data("train")[0], slice(4))
+    layers = probe(unpacked(task.model()), nested.each(torch.tensor, inputs))
+    assert [group.channels // group.unit for group in layers.groups] == [heads, 256] * blocks
+    assert all(layer.integer for layer in layers if layer.kind != "embedding")

@@ -72,6 +72,37 @@ def space(trial, layers, target):
     )
 """
 
+# Pictures in, pictures out, and an error for a score.
+RECONSTRUCTION = """\
+from torch import nn
+from autocompress import Task
+
+class Reconstruction(Task):
+    score_range = (-100.0, 0.0)
+
+    def model(self):
+        torch.manual_seed(0)
+        down = nn.Sequential(nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.GroupNorm(4, 16), nn.ReLU())
+        return nn.Sequential(*down, nn.ConvTranspose2d(16, 16, 2, stride=2), nn.ReLU(), nn.Conv2d(16, 1, 3, padding=1))
+
+    def data(self, split):
+        pictures, _ = ToyTask(noise=0.1).data(split)
+        return pictures, pictures
+
+    def train(self, model, inputs, targets):
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        for _ in range(60):
+            optimizer.zero_grad()
+            self.loss(model(inputs), targets).backward()
+            optimizer.step()
+
+    def loss(self, outputs, targets):
+        return (outputs - targets).square().mean()
+
+    def score(self, outputs, targets):
+        return -float(np.sqrt(np.square(outputs - targets).mean()))
+"""
+
 names = st.from_regex("[a-z]{1,4}", fullmatch=True)
 structures = st.recursive(
     st.integers(0, 9),
@@ -129,4 +160,20 @@ def test_a_search_on_several_inputs_and_outputs(tracking_uri: str, tmp_path: Pat
     known: dict[str, Any] = {}
     exec(f"import numpy{code}".replace('"model.onnx"', repr(str(tmp_path / "out/model.onnx"))), known)
     assert [array.shape for array in known["outputs"]] == [(1, 2), (1, 4)]
+    assert call("verify", tmp_path / "out") == 0
+
+
+def test_a_search_for_a_small_error(tracking_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    limits = ("accuracy >= baseline - 1",)
+    file = write_experiment(
+        tmp_path, task="Reconstruction()", classes=RECONSTRUCTION, space=SPACE, trials=2, limits=limits, name="error.py"
+    )
+    assert call("check", file) == 0
+    assert "in blocks of 4" in capsys.readouterr().out
+    front = run_search(file, tmp_path / "run", driver=LocalDriver(), tracking_uri=tracking_uri)
+    results = RunFolder(tmp_path / "run").results()
+    assert [str(result.status) for result in results] == ["complete", "complete"], [result.error for result in results]
+    assert all(-1 < result.metrics["accuracy"] < 0 for result in results)
+    assert front.members
+    assert call("export", tmp_path / "run", "--pick", "best", "-o", tmp_path / "out", "--max-drop", "1") == 0
     assert call("verify", tmp_path / "out") == 0

@@ -72,3 +72,37 @@ def test_outputs_that_are_not_finite_give_no_finite_divergence(value: float) -> 
     outputs[1, 1] = value
     assert not math.isfinite(float(ToyTask().divergence(outputs, reference)))
     assert not math.isfinite(float(Regression().divergence(outputs, reference)))
+
+
+def test_several_outputs_differ_by_the_mean_of_those_that_are_floats() -> None:
+    reference = {"one": torch.tensor([[0.0], [2.0], [4.0], [6.0]]), "two": torch.tensor([0.0, 2.0]), "places": torch.arange(4)}
+    outputs = {"one": reference["one"] + 2, "two": reference["two"], "places": torch.zeros(4)}
+    assert float(Regression().divergence(outputs, reference)) == pytest.approx(4 / 5 / 2)
+    assert float(Regression().distillation(outputs, reference, 4.0)) == pytest.approx(4 / 5 / 2), "without logits, the same"
+    with pytest.raises(TypeError, match=r"needs a divergence\(\) of its own"):
+        Regression().divergence(torch.arange(4), torch.arange(4))
+
+
+def test_which_output_a_classification_goes_by() -> None:
+    logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
+    task = ToyTask()
+    for outputs in ({"features": torch.zeros(2, 9), "logits": logits}, (logits, torch.zeros(2, 9))):
+        assert task.loss(outputs, labels) == task.loss(logits, labels)
+        assert task.divergence(outputs, logits) == 0
+    assert task.score({"logits": logits.numpy()}, labels.numpy()) == 0.5
+    with pytest.raises(KeyError, match="outputs are a, b; a ClassificationTask needs one called 'logits'"):
+        task.loss({"a": logits, "b": logits}, labels)
+
+
+def test_labels_of_tokens_and_none_for_padding() -> None:
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 4, 5, generator=draw, requires_grad=True)
+    labels = torch.randint(0, 5, (3, 4), generator=draw)
+    padded = labels.clone()
+    padded[:, 2:] = -1
+    task = ToyTask()
+    assert torch.allclose(task.loss(logits, padded), task.loss(logits[:, :2], labels[:, :2]))
+    arrays = logits.detach().numpy()
+    assert task.score(arrays, padded.numpy()) == task.score(arrays[:, :2], labels[:, :2].numpy())
+    low, high = task.interval(arrays, padded.numpy())
+    assert low <= task.score(arrays, padded.numpy()) <= high

@@ -116,7 +116,7 @@ def test_the_usage_text_runs_as_it_is(toy_run: Path, tmp_path: Path) -> None:
     lines = (tmp_path / "out/README.txt").read_text().splitlines()
     begin = lines.index("    import numpy as np")
     end = next(at for at, line in enumerate(lines) if line.startswith("    outputs"))
-    code = "\n".join(line.strip() for line in lines[begin : end + 1]) + "\nprint(outputs.shape)"
+    code = "\n".join(line.strip() for line in lines[begin : end + 1]) + "\nprint(outputs[0].shape)"
     done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path / "out", capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "(1, 4)"
 

@@ -220,7 +220,7 @@ def test_init_gives_an_experiment_that_passes_check_and_runs(tmp_path: Path, tra
     assert call("check", file) == 0
     out = capsys.readouterr().out
     assert "warn" not in out
-    assert re.search(r"conv2 +conv2d +64x64x3x3 +36,928 +2,359,296 +conv2", out)
+    assert re.search(r"conv2 +conv2d +64x64x3x3 +36,928 +2,359,296 +8 bits +conv2", out)
     assert "head is left alone: its channels are the outputs of the network" in out
     options = ("--driver", "local", "--trials", "2", "--tracking-uri", tracking_uri, "--quiet")
     assert call("search", file, "--run", tmp_path / "run", *options) == 0

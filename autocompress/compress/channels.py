@@ -60,6 +60,9 @@ def find_groups(model: nn.Module, example: Nested) -> tuple[list[Group], dict[st
     usable: list[Group] = []
     for candidate in sorted(found, key=lambda group: order[group.name]):
         outcome = _usable(model, candidate, example)
+        taken = {count: group.name for group in usable for count in group.counts}
+        if isinstance(outcome, Group) and (shared := next((count for count in outcome.counts if count in taken), None)):
+            outcome = f"{shared} counts the channels of {taken[shared]} too"
         if isinstance(outcome, Group):
             usable.append(outcome)
         else:

@@ -135,3 +135,52 @@ def test_probe_counts_and_leaves_the_model_as_it_was() -> None:
     assert (conv1.params, conv1.macs, conv1.group) == (16 * 32 * 9, 16 * 32 * 9 * 64, "conv1")
     assert layers.layer("head").macs == 256 * 4
     assert layers.ends == ("stem", "head")
+
+
+class Heads(nn.Module):
+    """Attention with the numbers of heads and channels as attributes; with `apart`, values have a width of their own."""
+
+    def __init__(self, apart: bool) -> None:
+        super().__init__()
+        self.heads, self.width, self.other = 4, 16, 8 if apart else 16
+        self.query, self.key, self.value = nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(6, self.other)
+        self.output = nn.Linear(self.other, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, tokens = x.shape[:2]
+        query, key = (layer(x).view(n, tokens, self.heads, self.width // self.heads) for layer in (self.query, self.key))
+        value = self.value(x).view(n, tokens, self.heads, self.other // self.heads)
+        weights = torch.einsum("nqhc,nkhc->nhqk", query, key).softmax(-1)
+        mixed = torch.einsum("nhqk,nkhc->nqhc", weights, value)
+        outputs: Tensor = self.output(mixed.reshape(n, tokens, self.other)).mean(1)
+        return outputs
+
+
+def test_attributes_that_count_heads_change_with_them() -> None:
+    torch.manual_seed(0)
+    model, inputs = Heads(apart=False).eval(), torch.randn(8, 5, 6)
+    (group,), _ = find_groups(model, inputs)
+    assert (group.unit, set(group.counts)) == (4, {"heads", "width", "other"})
+    prune(model, {group.name: 8}, "l1", inputs, groups=[group])
+    assert (model.heads, model.width, model.query.out_features) == (2, 8, 8)
+    assert model(inputs).shape == (8, 3)
+
+
+def test_two_groups_never_share_what_counts_them() -> None:
+    torch.manual_seed(0)
+    groups, refused = find_groups(Heads(apart=True).eval(), torch.randn(8, 5, 6))
+    counted = [count for group in groups for count in group.counts]
+    assert len(counted) == len(set(counted))
+    assert {"query", "value"} <= {*refused, *(name for group in groups for name in group.writers)}
+
+
+def test_a_block_of_a_group_norm_goes_as_a_whole() -> None:
+    torch.manual_seed(0)
+    norm, head = nn.GroupNorm(3, 12), nn.Linear(12 * 36, 2)
+    model = nn.Sequential(nn.Conv2d(1, 12, 3), norm, nn.ReLU(), nn.Flatten(), head).eval()
+    nn.init.normal_(norm.bias)
+    inputs = torch.randn(4, 1, 8, 8)
+    (group,), _ = find_groups(model, inputs)
+    assert (group.unit, group.readers) == (4, {"4": 36})
+    prune(model, {"0": 8}, "l2", inputs, groups=[group])
+    assert (norm.num_groups, norm.num_channels, head.in_features) == (2, 8, 8 * 36)

@@ -208,6 +208,14 @@ class RuntimeSuite:
         assert isinstance(got, tuple)
         assert _gap(got, _outputs(network, inputs)) < _SAME
 
+    def test_embeddings_of_few_bits(self) -> None:
+        inputs = (_pictures(5), _words(5))
+        for bits in self._widths:
+            layers = {"words": LayerPolicy(weight_bits=bits)}
+            student = compress(_InOrder(), Policy(layers=layers, repair=False), inputs)
+            session = self.runtime.load(self.runtime.export(student, inputs), self.target)
+            assert _gap(session(nested.each(Tensor.numpy, inputs)), _outputs(student, inputs)) < _SAME, f"{bits} bits"
+
     def test_inputs_and_outputs_by_name(self) -> None:
         network, inputs = _ByName(), {"words": _words(5), "picture": _pictures(5)}
         session = self.runtime.load(self.runtime.export(network, inputs), self.target)

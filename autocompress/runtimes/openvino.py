@@ -7,6 +7,8 @@ takes more bytes: it tells of each operation in a few hundred characters of XML.
 from functools import cache
 from typing import Any
 
+import onnx
+from onnx import helper
 from torch import nn
 
 from autocompress import nested
@@ -34,7 +36,7 @@ def export(student: nn.Module, example: Nested) -> bytes:
     Raises `ExportError`; `InputError` where OpenVINO is not installed.
     """
     _core()
-    content: bytes = pack(to_onnx(student, example), lookup=True).SerializeToString()
+    content: bytes = pack(_scaled_when_found(to_onnx(student, example)), lookup=True).SerializeToString()
     return content
 
 
@@ -63,6 +65,30 @@ class OpenVinoSession:
             known = dict(zip((slot.name for slot in self.inputs), known.values(), strict=True))
         outputs = self._request.infer({slot.name: known[slot.name] for slot in self.inputs}, share_inputs=True)
         return nested.restored(dict(zip(self._outputs, outputs.to_tuple(), strict=True)), OUTPUT)
+
+
+def _scaled_when_found(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Rows of an embedding's codes are multiplied by their scales after they are looked up.
+
+    OpenVINO takes scales before a lookup for one a row, whatever shape they have.
+    """
+    graph = model.graph
+    makers = {node.output[0]: node for node in graph.node}
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        scaled = makers.get(node.input[0]) if node.op_type == "Gather" else None
+        codes = makers.get(scaled.input[0]) if scaled is not None and scaled.op_type == "Mul" else None
+        if scaled is None or codes is None or codes.op_type != "Cast":
+            graph.node.append(node)
+            continue
+        found = f"{node.output[0]}_codes"
+        graph.node.append(helper.make_node("Gather", [codes.output[0], node.input[1]], [found]))
+        graph.node.append(helper.make_node("Mul", [found, scaled.input[1]], [node.output[0]]))
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    for node in [node for node in graph.node if used.isdisjoint(node.output)]:
+        graph.node.remove(node)
+    return model
 
 
 def _sizes(port: Any) -> tuple[int, ...]:

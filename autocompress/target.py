@@ -28,15 +28,18 @@ class Menu(Noun):
 # Measured on x86 CPUs: below 8 bits a weight saves bytes and no time, an activation neither. Without VNNI instructions
 # the integer kernels add two products in 16 bits: 255 * 127 twice does not fit, and the file computes something else
 # than on other CPUs; 255 * 63 twice does.
-MENUS: dict[str, Menu] = {
-    "onnxruntime": Menu(
-        weight_bits=(2, 3, 4, 5, 6, 7, 8, None),
-        activation_bits=(8, None),
-        weight_sparsity=True,
-        channel_multiple=8,
-        integer_weight_bits=7,
-    ),
-}
+_ONNX = Menu(
+    weight_bits=(2, 3, 4, 5, 6, 7, 8, None),
+    activation_bits=(8, None),
+    weight_sparsity=True,
+    channel_multiple=8,
+    integer_weight_bits=7,
+)
+# Torch computes in floats; files of few bits and many zeros are deflated to fewer bytes.
+_TORCH = Menu(
+    weight_bits=(2, 3, 4, 5, 6, 7, 8, None), activation_bits=(None,), weight_sparsity=True, channel_multiple=8, integer_kinds=()
+)
+MENUS: dict[str, Menu] = {"onnxruntime": _ONNX, "openvino": _ONNX, "torch": _TORCH, "torch-compiled": _TORCH}
 
 
 class Target(Noun):

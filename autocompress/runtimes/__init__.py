@@ -1,7 +1,7 @@
 """Where a compressed model runs: one module a runtime, all with the same few functions.
 
 `export` turns a student into the content of a file, `load` turns that content into a function from arrays to arrays.
-`single` makes files of single layers, to tell what each of them costs.
+`single` makes files of single layers, to tell what each of them costs. `register` adds a runtime of one's own.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,15 +11,20 @@ from typing import Protocol
 import numpy as np
 from torch import nn
 
-from autocompress.errors import unknown_name
+from autocompress.errors import InputError, unknown_name
 from autocompress.nested import Nested
 from autocompress.runtimes.onnx_layer import layer_file
 from autocompress.runtimes.onnx_pack import forms
 from autocompress.runtimes.onnxruntime import OnnxSession
 from autocompress.runtimes.onnxruntime import export as export_onnx
+from autocompress.runtimes.openvino import OpenVinoSession
+from autocompress.runtimes.openvino import export as export_openvino
 from autocompress.runtimes.single import SingleLayer
 from autocompress.runtimes.slot import Slot
-from autocompress.target import Target
+from autocompress.runtimes.torch_compiled import CompiledSession
+from autocompress.runtimes.torch_eager import TorchSession
+from autocompress.runtimes.torch_eager import export as export_torch
+from autocompress.target import MENUS, Menu, Target
 
 
 class Session(Protocol):
@@ -44,7 +49,34 @@ class Runtime:
 
 _RUNTIMES = {
     "onnxruntime": Runtime(export=export_onnx, load=OnnxSession, single=SingleLayer(file=layer_file, forms=forms)),
+    "openvino": Runtime(export=export_openvino, load=OpenVinoSession),
+    "torch": Runtime(export=export_torch, load=TorchSession),
+    "torch-compiled": Runtime(export=export_torch, load=CompiledSession),
 }
+_BUILT_IN = frozenset(_RUNTIMES)
+
+
+def register(name: str, runtime: Runtime, menu: Menu) -> None:
+    """Adds a runtime of one's own, called `name` in a `Target`: a board behind ssh, or another engine on this machine.
+
+    An experiment file that does so is all it takes: every process of a search runs it, and registers anew. Test the runtime
+    with `autocompress.testing.RuntimeSuite`. Raises `InputError` for the name of a runtime that is built in.
+
+        class BoardSession:
+            def __init__(self, model: bytes, target: Target) -> None:
+                self.inputs = OnnxSession(model, target).inputs
+                ...  # copy the file to the board; raise ExportError if it refuses it
+
+            def __call__(self, inputs):
+                ...  # run it there; arrays in, arrays out
+
+        register("board", Runtime(export=export, load=BoardSession), MENUS["onnxruntime"])
+        experiment = Experiment(target=Target(runtime="board"), ...)
+    """
+    if name in _BUILT_IN:
+        raise InputError(f"the runtime {name!r} is built in; give yours another name")
+    _RUNTIMES[name] = runtime
+    MENUS[name] = menu
 
 
 def made_up(slots: Sequence[Slot], examples: int) -> Nested:

@@ -3,11 +3,15 @@
 import os
 import platform
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from autocompress.result import Environment
+
+_NEEDED = ("autocompress", "torch", "onnx", "onnxruntime", "torch-pruning")
+_OPTIONAL = ("openvino",)
 
 
 def environment() -> Environment:
@@ -17,7 +21,7 @@ def environment() -> Environment:
         cores=os.cpu_count() or 1,
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         python=platform.python_version(),
-        versions={name: version(name) for name in ("autocompress", "torch", "onnx", "onnxruntime", "torch-pruning")},
+        versions={name: version(name) for name in _NEEDED} | {name: version(name) for name in _OPTIONAL if find_spec(name)},
     )
 
 

@@ -9,8 +9,11 @@ that a 3-bit or a sparse layer runs in the same integer kernel as an 8-bit one. 
     5, 3     INT4 or INT2 * 2 + bit plane
     7        INT4 * 8 + UINT2 * 2 + bit plane
     sparse   bit plane of the places that are not zero, and the other values in any form above
+
+For runtimes without 2-bit tensors and bitwise operators both kinds of planes are looked up in a table, four bits at a time.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,17 +34,17 @@ PLANES: dict[int, tuple[int, ...]] = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6:
 _FEWEST_ZEROS = 0.05
 
 
-def pack(model: onnx.ModelProto) -> onnx.ModelProto:
+def pack(model: onnx.ModelProto, *, lookup: bool = False) -> onnx.ModelProto:
     """`model` with every weight tensor in its smallest form: int8 codes by the bits they need, any weights by their zeros.
 
-    The restored weights are equal, bit for bit.
+    The restored weights are equal, bit for bit. With `lookup` nothing narrower than four bits is asked of the runtime.
     """
     packed = onnx.ModelProto()
     packed.CopyFrom(model)
     graph = packed.graph
     tensors, nodes = list(graph.initializer), list(graph.node)
     del graph.initializer[:], graph.node[:]
-    writer = _Writer()
+    writer = _Writer(lookup=lookup)
     for tensor in tensors:
         if not (_is_codes(tensor) or _is_weight(tensor)):
             writer.tensors.append(tensor)
@@ -84,9 +87,10 @@ class _Writer:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     shared: dict[bytes, str] = field(default_factory=dict)
     names: int = 0
+    lookup: bool = False
 
     def copy(self) -> "_Writer":
-        return _Writer([*self.tensors], [*self.nodes], {**self.shared}, self.names)
+        return _Writer([*self.tensors], [*self.nodes], {**self.shared}, self.names, self.lookup)
 
     def size(self) -> int:
         # Two bytes around each field: its key and its length.
@@ -175,17 +179,20 @@ def _dense(writer: _Writer, codes: Codes, bits: int, output: str) -> None:
 def _floats(writer: _Writer, codes: Codes, bits: int) -> str:
     """The codes as a float tensor: every sum and product of such small integers is exact."""
     total, left = "", bits
+    kind = TensorProto.INT32 if writer.lookup else TensorProto.FLOAT
     for width in PLANES[bits]:
         left -= width
         part = codes.astype(np.int16) >> left
         if not total:
-            plane = writer.call("Cast", _plane(writer, part, width, signed=True), to=TensorProto.FLOAT)
+            plane = writer.call("Cast", _plane(writer, part, width, signed=True), to=kind)
         elif width == 1:
-            plane = _bits(writer, part & 1, TensorProto.FLOAT)
+            plane = _bits(writer, part & 1, kind)
         else:
-            plane = writer.call("Cast", _plane(writer, part & (2**width - 1), width, signed=False), to=TensorProto.FLOAT)
+            plane = writer.call("Cast", _plane(writer, part & (2**width - 1), width, signed=False), to=kind)
         if left:
-            plane = writer.call("Mul", plane, writer.constant(np.array(2**left, dtype=np.float32)))
+            plane = writer.call(
+                "Mul", plane, writer.constant(np.array(2**left, dtype=np.int32 if writer.lookup else np.float32))
+            )
         total = writer.call("Add", total, plane) if total else plane
     return total
 
@@ -198,41 +205,86 @@ def _plane(writer: _Writer, values: Codes, width: int, *, signed: bool) -> str:
         (2, True): TensorProto.INT2,
         (2, False): TensorProto.UINT2,
     }
+    if width < 4 and writer.lookup:
+        return _looked_up(writer, values, width, signed=signed)
+    return writer.tensor(kinds[width, signed], values.shape, _packed(values, width))
+
+
+def _packed(values: Codes, width: int) -> bytes:
     to_a_byte = 8 // width
     flat = (values.astype(np.int16) & (2**width - 1)).astype(np.uint8).ravel()
     padded = np.zeros(-(-flat.size // to_a_byte) * to_a_byte, dtype=np.uint8)
     padded[: flat.size] = flat
     shifted = padded.reshape(-1, to_a_byte) << (np.arange(to_a_byte, dtype=np.uint8) * width)
-    content = np.bitwise_or.reduce(shifted, axis=1).astype(np.uint8).tobytes()
-    return writer.tensor(kinds[width, signed], values.shape, content)
+    content: bytes = np.bitwise_or.reduce(shifted, axis=1).astype(np.uint8).tobytes()
+    return content
+
+
+def _looked_up(writer: _Writer, values: Codes, width: int, *, signed: bool) -> str:
+    """`values` as an int32 tensor of the same shape: every four bits stored pick a row of a table of what they stand for."""
+    to_a_row = 4 // width
+    fields = np.arange(16)[:, None] >> (np.arange(to_a_row) * width) & (2**width - 1)
+    table = np.where(fields >= 2 ** (width - 1), fields - 2**width, fields) if signed else fields
+    rows = -(-values.size // to_a_row)
+    places = writer.call("Cast", writer.tensor(TensorProto.UINT4, (rows,), _packed(values, width)), to=TensorProto.INT32)
+    found = writer.call("Gather", writer.constant(table.astype(np.int32)), places)
+    return _reshaped(writer, found, values.shape, padded=rows * to_a_row > values.size)
+
+
+def _reshaped(writer: _Writer, found: str, shape: tuple[int, ...], *, padded: bool) -> str:
+    if padded:
+        row = writer.call("Reshape", found, writer.constant(np.array([-1], dtype=np.int64)))
+        begin, end = np.array([0], dtype=np.int64), np.array([math.prod(shape)], dtype=np.int64)
+        found = writer.call("Slice", row, writer.constant(begin), writer.constant(end))
+    return writer.call("Reshape", found, writer.constant(np.array(shape, dtype=np.int64)))
 
 
 def _bits(writer: _Writer, flags: Codes, kind: int) -> str:
     """`flags` (0 or 1) as a tensor of type `kind` and the same shape, stored eight to the byte."""
+    if writer.lookup:
+        return _looked_up(writer, flags, 1, signed=False)
     content = np.packbits(flags.astype(bool).ravel(), bitorder="little")
     stored = writer.constant(content.reshape(-1, 1))
     places = writer.constant(np.left_shift(np.uint8(1), np.arange(8, dtype=np.uint8)))
     found = writer.call("Cast", writer.call("BitwiseAnd", stored, places), to=TensorProto.BOOL)
     unpacked = writer.call("Cast", found, to=kind)
-    if flags.size % 8:
-        row = writer.call("Reshape", unpacked, writer.constant(np.array([-1], dtype=np.int64)))
-        begin, end = np.array([0], dtype=np.int64), np.array([flags.size], dtype=np.int64)
-        unpacked = writer.call("Slice", row, writer.constant(begin), writer.constant(end))
-    return writer.call("Reshape", unpacked, writer.constant(np.array(flags.shape, dtype=np.int64)))
+    return _reshaped(writer, unpacked, flags.shape, padded=flags.size % 8 > 0)
 
 
 def _sparse(writer: _Writer, content: Codes, bits: int | None, output: str) -> None:
-    """Place 0 of the values is a zero; every weight picks its value by counting the non-zeros up to it."""
     flat = content.ravel()
-    values = np.concatenate([np.zeros(1, dtype=content.dtype), flat[flat != 0]])
-    present = _bits(writer, flat != 0, TensorProto.INT32)
-    count = writer.call("CumSum", present, writer.constant(np.array(0, dtype=np.int64)))
-    places = writer.call("Mul", count, present)
-    if bits is None:
-        stored = writer.constant(values)
-    elif len(PLANES[bits]) == 1:
-        stored = writer.call("Cast", _plane(writer, values, bits, signed=True), to=TensorProto.INT8)
+    values, present = flat[flat != 0], _bits(writer, flat != 0, TensorProto.INT32)
+    if writer.lookup:
+        restored = _scattered(writer, values, bits, present, flat.size)
     else:
-        stored = writer.call("Cast", _floats(writer, values, bits), to=TensorProto.INT8)
-    picked = writer.call("Gather", stored, places)
-    writer.call("Reshape", picked, writer.constant(np.array(content.shape, dtype=np.int64)), output=output)
+        restored = _gathered(writer, values, bits, present)
+    writer.call("Reshape", restored, writer.constant(np.array(content.shape, dtype=np.int64)), output=output)
+
+
+def _gathered(writer: _Writer, values: Codes, bits: int | None, present: str) -> str:
+    """Place 0 of the values is a zero; every weight picks its value by counting the non-zeros up to it."""
+    stored = _stored(writer, np.concatenate([np.zeros(1, dtype=values.dtype), values]), bits, TensorProto.INT8)
+    count = writer.call("CumSum", present, writer.constant(np.array(0, dtype=np.int64)))
+    return writer.call("Gather", stored, writer.call("Mul", count, present))
+
+
+def _scattered(writer: _Writer, values: Codes, bits: int | None, present: str, size: int) -> str:
+    """Every value goes to its place among zeros. OpenVINO folds this, of 32 bits, and no CumSum."""
+    is_codes = values.dtype == np.int8
+    stored = _stored(writer, values, bits, TensorProto.INT32)
+    if is_codes and bits is None:
+        stored = writer.call("Cast", stored, to=TensorProto.INT32)
+    zero = numpy_helper.from_array(np.zeros(1, dtype=np.int32 if is_codes else values.dtype))
+    zeros = writer.call("ConstantOfShape", writer.constant(np.array([size], dtype=np.int64)), value=zero)
+    places = writer.call("Reshape", writer.call("NonZero", present), writer.constant(np.array([-1], dtype=np.int64)))
+    scattered = writer.call("ScatterElements", zeros, places, stored)
+    return writer.call("Cast", scattered, to=TensorProto.INT8) if is_codes else scattered
+
+
+def _stored(writer: _Writer, values: Codes, bits: int | None, kind: int) -> str:
+    """`values` as they are when `bits` is None, else so many bits each, as a tensor of type `kind`."""
+    if bits is None:
+        return writer.constant(values)
+    if len(PLANES[bits]) == 1:
+        return writer.call("Cast", _plane(writer, values, bits, signed=True), to=kind)
+    return writer.call("Cast", _floats(writer, values, bits), to=kind)

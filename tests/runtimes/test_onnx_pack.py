@@ -86,13 +86,25 @@ def test_sparse_floats_too(tmp_path: Path) -> None:
     bits=st.integers(2, 8),
     zeros=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
     seed=st.integers(0, 1000),
+    lookup=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
-def test_any_codes_come_back(shape: tuple[int, ...], bits: int, zeros: float, seed: int) -> None:
+@settings(max_examples=100, deadline=None)
+def test_any_codes_come_back(shape: tuple[int, ...], bits: int, zeros: float, seed: int, lookup: bool) -> None:
     draw = np.random.default_rng(seed)
     codes = draw.integers(-largest_code(bits), largest_code(bits) + 1, shape).astype(np.int8)
     codes[draw.random(shape) < zeros] = 0
-    assert np.array_equal(restored(pack(holder(codes))), codes)
+    assert np.array_equal(restored(pack(holder(codes), lookup=lookup)), codes)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("zeros", [0.0, 0.9])
+def test_tables_take_little_more_than_planes(bits: int, zeros: float) -> None:
+    model = holder(codes_of(bits, (64, 32, 3, 3), zeros))
+    with_tables, with_planes = (pack(model, lookup=lookup) for lookup in (True, False))
+    assert len(with_tables.SerializeToString()) <= len(with_planes.SerializeToString()) + 800
+    narrow = {TensorProto.INT2, TensorProto.UINT2}
+    assert not narrow & {tensor.data_type for tensor in with_tables.graph.initializer}
+    assert not {"BitwiseAnd", "CumSum"} & {node.op_type for node in with_tables.graph.node}
 
 
 @given(bits=st.integers(3, 8), zeros=st.floats(0, 0.9))

@@ -1,0 +1,109 @@
+"""ONNX files on OpenVINO, on a CPU: the export of a student, and a session that runs a file.
+
+The file is as small as that for ONNX Runtime, and OpenVINO, too, restores the weights once, when it loads it. Its own format
+takes more bytes: it tells of each operation in a few hundred characters of XML.
+"""
+
+from functools import cache
+from typing import Any
+
+import onnx
+from onnx import helper
+from torch import nn
+
+from autocompress import nested
+from autocompress.errors import ExportError, InputError
+from autocompress.nested import Nested
+from autocompress.runtimes.onnx_graph import to_onnx
+from autocompress.runtimes.onnx_pack import pack
+from autocompress.runtimes.slot import INPUT, OUTPUT, Slot
+from autocompress.target import Target
+
+# OpenVINO would compute in half precision, and round what linear layers take in, where the CPU is quick at that: the
+# outputs would be those of another policy. Pinned threads would wait for whoever else runs on their cores.
+SETTINGS = {
+    "PERFORMANCE_HINT": "LATENCY",
+    "NUM_STREAMS": 1,
+    "INFERENCE_PRECISION_HINT": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+    "ENABLE_CPU_PINNING": False,
+}
+
+
+def export(student: nn.Module, example: Nested) -> bytes:
+    """The content of the .onnx file that does what `student` does. `example` is a batch (n, ...).
+
+    Raises `ExportError`; `InputError` where OpenVINO is not installed.
+    """
+    _core()
+    content: bytes = pack(_scaled_when_found(to_onnx(student, example)), lookup=True).SerializeToString()
+    return content
+
+
+class OpenVinoSession:
+    """A loaded file: arrays in, arrays out.
+
+    Raises `ExportError` when OpenVINO refuses the file, `InputError` where it is not installed or the target is no CPU.
+    """
+
+    def __init__(self, model: bytes, target: Target) -> None:
+        if target.device != "cpu":
+            raise InputError(f"the runtime openvino runs on the device 'cpu', given {target.device!r}")
+        core = _core()
+        try:
+            compiled = core.compile_model(core.read_model(model), "CPU", SETTINGS | {"INFERENCE_NUM_THREADS": target.threads})
+        except RuntimeError as error:
+            raise ExportError(f"OpenVINO refuses the exported file: {_reason(error)}") from error
+        self.inputs = tuple(Slot(port.any_name, _sizes(port), port.element_type.to_dtype().name) for port in compiled.inputs)
+        self._outputs = [port.any_name for port in compiled.outputs]
+        self._request = compiled.create_infer_request()
+
+    def __call__(self, inputs: Nested) -> Nested:
+        """The outputs for a batch (n, ...), nested as those of the network; `inputs` by name, or in order."""
+        known = nested.named(inputs, INPUT)
+        if not isinstance(inputs, dict):
+            known = dict(zip((slot.name for slot in self.inputs), known.values(), strict=True))
+        outputs = self._request.infer({slot.name: known[slot.name] for slot in self.inputs}, share_inputs=True)
+        return nested.restored(dict(zip(self._outputs, outputs.to_tuple(), strict=True)), OUTPUT)
+
+
+def _scaled_when_found(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Rows of an embedding's codes are multiplied by their scales after they are looked up.
+
+    OpenVINO takes scales before a lookup for one a row, whatever shape they have.
+    """
+    graph = model.graph
+    makers = {node.output[0]: node for node in graph.node}
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        scaled = makers.get(node.input[0]) if node.op_type == "Gather" else None
+        codes = makers.get(scaled.input[0]) if scaled is not None and scaled.op_type == "Mul" else None
+        if scaled is None or codes is None or codes.op_type != "Cast":
+            graph.node.append(node)
+            continue
+        found = f"{node.output[0]}_codes"
+        graph.node.append(helper.make_node("Gather", [codes.output[0], node.input[1]], [found]))
+        graph.node.append(helper.make_node("Mul", [found, scaled.input[1]], [node.output[0]]))
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    for node in [node for node in graph.node if used.isdisjoint(node.output)]:
+        graph.node.remove(node)
+    return model
+
+
+def _sizes(port: Any) -> tuple[int, ...]:
+    return tuple(size.get_length() for size in list(port.partial_shape)[1:])
+
+
+def _reason(error: Exception) -> str:
+    """OpenVINO tells the places in its source first."""
+    return [line for line in str(error).splitlines() if line.strip()][-1]
+
+
+@cache
+def _core() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise InputError("the runtime openvino is not installed: pip install 'autocompress[openvino]'") from error
+    return openvino.Core()

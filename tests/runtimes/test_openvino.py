@@ -1,0 +1,62 @@
+"""OpenVINO restores packed weights when it loads a file, and runs what is quantised in integer kernels."""
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from autocompress.errors import ExportError, InputError
+from autocompress.policy import LayerPolicy
+from autocompress.runtimes.openvino import SETTINGS, OpenVinoSession, _core, export
+from autocompress.target import Target
+from autocompress.testing import toy_student
+
+TARGET = Target(runtime="openvino")
+EXAMPLE = torch.zeros(4, 1, 8, 8)
+
+
+def executed(student: nn.Module) -> list[tuple[str, str]]:
+    """What OpenVINO really executes: kinds of operations, and in what precision."""
+    openvino: Any = pytest.importorskip("openvino")
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(export(student, EXAMPLE)), "CPU", SETTINGS)
+    told = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    kinds = [(str(info["layerType"].value), str(info["runtimePrecision"].value)) for info in told]
+    return [kind for kind in kinds if kind[0] not in ("Const", "Reshape", "Reorder")]
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.9])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_every_width_runs_in_integer_kernels(bits: int, zeros: float) -> None:
+    found = executed(toy_student(LayerPolicy(weight_bits=bits, activation_bits=8, weight_sparsity=zeros)))
+    assert found.count(("Convolution", "u8")) == 3
+    assert found.count(("FullyConnected", "u8")) == 1
+    assert {kind for kind, _ in found} <= {"Input", "FakeQuantize", "Convolution", "Pooling", "FullyConnected", "Output"}
+
+
+@pytest.mark.parametrize("layer", [LayerPolicy(weight_bits=3), LayerPolicy(weight_sparsity=0.9)])
+def test_weights_alone_are_restored_once(layer: LayerPolicy) -> None:
+    convolutions = [kind for kind, _ in executed(toy_student(layer))].count("Convolution")
+    assert convolutions == 3
+    assert not {"Gather", "ScatterElementsUpdate", "CumSum", "NonZero"} & {kind for kind, _ in executed(toy_student(layer))}
+
+
+def test_without_openvino_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    _core.cache_clear()
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    for use in (lambda: export(toy_student(), EXAMPLE), lambda: OpenVinoSession(b"", TARGET)):
+        with pytest.raises(InputError, match=r"not installed: pip install 'autocompress\[openvino\]'"):
+            use()
+
+
+def test_it_runs_on_cpus() -> None:
+    with pytest.raises(InputError, match="given 'cuda'"):
+        OpenVinoSession(b"", Target(runtime="openvino", device="cuda"))
+
+
+def test_what_it_refuses_is_one_error() -> None:
+    pytest.importorskip("openvino")
+    with pytest.raises(ExportError, match="OpenVINO refuses the exported file: Unable to read the model"):
+        OpenVinoSession(b"not a model", TARGET)

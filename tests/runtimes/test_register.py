@@ -1,0 +1,51 @@
+"""A runtime of one's own, brought by an experiment file."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from autocompress import runtimes
+from autocompress.errors import InputError, UnknownNameError
+from autocompress.experiment import load_experiment
+from autocompress.runtimes import Runtime, register, runtime_of
+from autocompress.runtimes.onnxruntime import OnnxSession, export
+from autocompress.target import MENUS, Target
+from tests.toy import SPACE
+
+FILE = f"""\
+from autocompress import Experiment, Finetune, LayerPolicy, Policy, Target
+from autocompress.runtimes import Runtime, register
+from autocompress.runtimes.onnxruntime import OnnxSession, export
+from autocompress.target import Menu
+from autocompress.testing import ToyTask
+
+menu = Menu(weight_bits=(8, None), activation_bits=(None,), weight_sparsity=False, channel_multiple=4)
+register("board", Runtime(export=export, load=OnnxSession), menu)
+
+{SPACE}
+
+experiment = Experiment(task=ToyTask(), space=space, target=Target(runtime="board"))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    yield
+    runtimes._RUNTIMES.pop("board", None)
+    MENUS.pop("board", None)
+
+
+def test_an_experiment_brings_it(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="no runtime 'board'"):
+        runtime_of(Target(runtime="board"))
+    (tmp_path / "board.py").write_text(FILE)
+    for _ in range(2):  # a process may load a file again
+        target = load_experiment(tmp_path / "board.py").target
+        assert target.menu.weight_bits == (8, None)
+        assert runtime_of(target).load is OnnxSession
+
+
+def test_built_in_runtimes_stay_what_they_are() -> None:
+    with pytest.raises(InputError, match="the runtime 'torch' is built in"):
+        register("torch", Runtime(export=export, load=OnnxSession), MENUS["onnxruntime"])

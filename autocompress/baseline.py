@@ -117,7 +117,7 @@ def load_baseline(folder: Path) -> Baseline:
         return Baseline(
             weights=load_tensors((folder / "weights.safetensors").read_bytes()),
             layers=Layers.model_validate(stored["layers"]),
-            onnx=(folder / "model.onnx").read_bytes(),
+            onnx=(folder / stored.get("file", "model.onnx")).read_bytes(),
             metrics=stored["metrics"],
             target=Target.model_validate(stored["target"]),
         )
@@ -197,10 +197,11 @@ def _checked(function: Callable[[], T], name: str = "model()") -> T:
 
 def _store(baseline: Baseline, folder: Path) -> None:
     write_whole(folder / "weights.safetensors", save_tensors(baseline.weights))
-    write_whole(folder / "model.onnx", baseline.onnx)
+    write_whole(folder / runtime_of(baseline.target).file, baseline.onnx)
     stored = {
         "version": 1,
         "target": baseline.target.model_dump(mode="json"),
+        "file": runtime_of(baseline.target).file,
         "metrics": baseline.metrics,
         "layers": baseline.layers.model_dump(mode="json"),
     }

@@ -24,7 +24,6 @@ from autocompress.trackers.mlflow_run import public_uri
 
 _DONE = "rival.json"
 # In this order: with the last file in place the folder counts as a whole baseline.
-_BASELINE = ("weights.safetensors", "model.onnx", "baseline.json")
 
 
 class Done(Noun):
@@ -108,10 +107,11 @@ def _prepare(there: RunFolder, run: Run) -> None:
     """A folder with the experiment and the uncompressed model of the run: what it is compared with is the very same."""
     there.baseline.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(run.folder.experiment, there.experiment)
-    for name in _BASELINE:
-        file = there.baseline / name
+    # The last one says that the others are there.
+    for source in sorted(run.folder.baseline.iterdir(), key=lambda path: path.suffix == ".json"):
+        file = there.baseline / source.name
         if not file.exists():
-            _link(run.folder.baseline / name, file)
+            _link(source, file)
 
 
 def _link(source: Path, file: Path) -> None:

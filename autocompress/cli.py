@@ -275,16 +275,20 @@ def front(*, run: Path) -> None:
 def export(*, run: Path, pick: str, max_drop: float | None, output: Path) -> None:
     """Write a model of the front into a folder, and verify it.
 
-    The folder has model.onnx, policy.json, verify.json and a README.txt that shows how to use it.
+    The folder has the model's file, policy.json, verify.json and a README.txt that shows how to use it.
     """
     from autocompress.export import export as deliver
     from autocompress.opened import open_run
+    from autocompress.verify import can_verify
     from autocompress.verify import verify as measure_again
 
-    console = _console()
-    result = deliver(open_run(run), pick, output, max_drop=max_drop)
+    console, opened = _console(), open_run(run)
+    result = deliver(opened, pick, output, max_drop=max_drop)
     _print(console, f"trial {result.number} ({result.summary}) is in {output}")
-    _show_checked(console, measure_again(output))
+    if can_verify(opened.experiment().target):
+        _show_checked(console, measure_again(output))
+    else:
+        _print(console, "not verified: its runtime needs autocompress")
 
 
 @cli.command()
@@ -293,7 +297,7 @@ def export(*, run: Path, pick: str, max_drop: float | None, output: Path) -> Non
 def verify(*, folder: Path, run: Path | None) -> None:
     """Measure an exported model anew and compare with its claims.
 
-    In a fresh process that has onnxruntime and numpy only.
+    In a fresh process that has its runtime and numpy only.
     """
     from autocompress.verify import verify as measure_again
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -12,9 +13,9 @@ from autocompress.front import USUAL_DROP, ParetoFront, Pick, TestScore
 from autocompress.measure import download_bytes, test_score
 from autocompress.opened import Run
 from autocompress.result import Status, TrialResult
-from autocompress.runtimes import runtime_of
-from autocompress.runtimes.slot import Slot
-from autocompress.verify import CLAIMS, MODEL, POLICY, README, Claims
+from autocompress.runtimes import Runtime, runtime_of
+from autocompress.runtimes.slot import INPUT, Slot
+from autocompress.verify import CLAIMS, POLICY, README, Claims
 
 _PICKS: tuple[Pick, ...] = get_args(Pick)
 
@@ -33,8 +34,9 @@ def export(run: Run, pick: str, into: Path, *, max_drop: float | None) -> TrialR
     experiment = run.experiment()
     score = front.test.get(result.number) or test_score(model, experiment.task, experiment.target)
     claims = _claims(run, front, result, model, score, experiment)
-    usage = _usage(claims, result, runtime_of(experiment.target).load(model, experiment.target).inputs)
-    (into / MODEL).write_bytes(model)
+    runtime = runtime_of(experiment.target)
+    usage = _usage(claims, result, runtime, runtime.load(model, experiment.target).inputs)
+    (into / runtime.file).write_bytes(model)
     (into / POLICY).write_text(result.policy.to_json(indent=1))
     (into / README).write_text(usage)
     # Last: with its claims in place the folder counts as an exported model.
@@ -126,8 +128,7 @@ def _claims(
     )
 
 
-def _usage(claims: Claims, result: TrialResult, slots: Sequence[Slot]) -> str:
-    inputs = "".join(f"        {slot.name!r}: np.zeros({(1, *slot.shape)}, np.{slot.dtype}),\n" for slot in slots)
+def _usage(claims: Claims, result: TrialResult, runtime: Runtime, slots: Sequence[Slot]) -> str:
     smaller, score = claims.baseline_size_bytes / claims.size_bytes, claims.accuracy
     return f"""\
 A compressed model, found by autocompress (trial {claims.trial}).
@@ -137,16 +138,20 @@ A compressed model, found by autocompress (trial {claims.trial}).
     latency    {claims.latency_ms:.3g} ms for {claims.target.batch_size} example(s), {1 / claims.latency_ratio:.2f}x faster
     accuracy   {score.accuracy:.4f} on {score.examples:,} test examples (95 % interval {score.low:.4f} to {score.high:.4f})
 
-It needs onnxruntime and numpy, nothing else:
-
-    import numpy as np
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession("{MODEL}", providers=["CPUExecutionProvider"])
-    inputs = {{  # a batch of your examples
-{inputs}    }}
-    outputs = session.run(None, inputs)  # an array for each of session.get_outputs()
-
+{_code(runtime, slots)}
 {POLICY} says what was done to the network, {CLAIMS} what was measured and where.
 Measure it again by `autocompress verify` on this folder.
 """
+
+
+def _code(runtime: Runtime, slots: Sequence[Slot]) -> str:
+    """How to run the file without autocompress; empty where that is not known."""
+    if runtime.package is None:
+        return ""
+    rows = "".join(f"    {slot.name!r}: np.zeros({(1, *slot.shape)}, np.{slot.dtype}),\n" for slot in slots)
+    inputs = f"{{  # a batch of your examples\n{rows}}}"
+    in_order = all(slot.name.split(".")[0] == INPUT for slot in slots)
+    tensors = "torch.tensor(part) for" if in_order else "name: torch.tensor(part) for name,"
+    call = f"*({tensors} part in inputs.values())" if in_order else f"**{{{tensors} part in inputs.items()}}"
+    code = runtime.usage.replace("{file}", runtime.file).replace("{inputs}", inputs).replace("{call}", call)
+    return f"It needs {runtime.package} and numpy, nothing else:\n\n{textwrap.indent(code, '    ')}"

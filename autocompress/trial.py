@@ -130,7 +130,7 @@ def trial_rungs(
 ) -> Generator[Rung, None, TrialResult]:
     """A trial that pauses at every rung: yields it, and returns the result.
 
-    `data` holds the train and validation splits, `folder` is where ``model.onnx`` and ``policy.json`` go, and with
+    `data` holds the train and validation splits, `folder` is where the file and ``policy.json`` go, and with
     `keep_student` the checkpoint.
     `timer` times an exported file; without one it is timed in this process, while nothing else on this machine trains.
     `rungs` are shares of the fine-tuning steps. With `screened` the file is exported, measured and scored at the first rung
@@ -194,7 +194,7 @@ def trial_rungs(
             metrics = {**measured(file, student), "accuracy": accuracy}
         if keep_student:
             write_whole(folder / CHECKPOINT, _checkpoint(student))
-        write_whole(folder / "model.onnx", file)
+        write_whole(folder / runtime_of(target).file, file)
         write_whole(folder / "policy.json", policy.to_json(indent=1))
     except InputError:  # nothing that another policy could avoid
         raise
@@ -213,7 +213,7 @@ def trial_rungs(
         started=clock.started,
         seconds=clock.seconds,
         environment=environment(),
-        model=f"trials/{number:04d}/model.onnx" if status is Status.COMPLETE else None,
+        model=f"trials/{number:04d}/{runtime_of(target).file}" if status is Status.COMPLETE else None,
         summary=policy.describe(baseline.layers),
     )
 

@@ -22,12 +22,14 @@ from autocompress.nested import Nested
 from autocompress.noun import Noun
 from autocompress.opened import open_run
 from autocompress.result import Environment
+from autocompress.runtimes import runtime_of
 from autocompress.runtimes.machine import environment
+from autocompress.runtimes.openvino import SETTINGS
 from autocompress.runtimes.slot import INPUT, OUTPUT
 from autocompress.target import Target
 from autocompress.task import Task
 
-MODEL, POLICY, CLAIMS, README = "model.onnx", "policy.json", "verify.json", "README.txt"
+POLICY, CLAIMS, README = "policy.json", "verify.json", "README.txt"
 
 # Latency is told as a ratio to the uncompressed model. Up to 25 % off is noise, up to twice as slow another machine.
 _LATENCY_NOISE = 0.25
@@ -83,16 +85,18 @@ def verify(folder: Path, *, run: Path | None = None) -> list[Checked]:
     Raises `InputError` when something that is needed is missing.
     """
     claims = read_claims(folder)
-    file = folder / MODEL
-    if not file.is_file():
-        raise InputError(f"{folder} has no {MODEL}; export it again by `autocompress export {claims.run} -o {folder}`")
     opened = open_run(run or claims.run)
     experiment = opened.experiment()
-    baseline = opened.folder.baseline / "model.onnx"
+    runtime = runtime_of(claims.target)
+    if runtime.package is None:
+        raise InputError(f"verify cannot run files of the runtime {claims.target.runtime!r} in a process without autocompress")
+    file, baseline = folder / runtime.file, opened.folder.baseline / runtime.file
+    if not file.is_file():
+        raise InputError(f"{folder} has no {runtime.file}; export it again by `autocompress export {claims.run} -o {folder}`")
     if not baseline.is_file():
-        raise InputError(f"{opened.folder.path} is damaged: it has no baseline/model.onnx; start a new run")
+        raise InputError(f"{opened.folder.path} is damaged: it has no baseline/{runtime.file}; start a new run")
     inputs, targets = load_split(experiment.task, "test")
-    content = file.read_bytes()
+    content, alone = file.read_bytes(), f"runs on {runtime.package} alone"
     checked = [
         _exact("sha256", claims.sha256[:12], hashlib.sha256(content).hexdigest()[:12]),
         _exact("size, bytes", f"{claims.size_bytes:,}", f"{len(content):,}"),
@@ -107,6 +111,10 @@ def verify(folder: Path, *, run: Path | None = None) -> list[Checked]:
             "threads": claims.target.threads,
             "device": claims.target.device,
             "inputs": list(nested.named(inputs, INPUT)),
+            "by_name": isinstance(inputs, dict),
+            "package": runtime.package,
+            "compiled": claims.target.runtime == "torch-compiled",
+            "settings": SETTINGS,
         }
         (work / "job.json").write_text(json.dumps(job))
         np.savez(work / "inputs.npz", *nested.arrays(inputs))
@@ -119,16 +127,19 @@ def verify(folder: Path, *, run: Path | None = None) -> list[Checked]:
             with Lane().exclusive():
                 timed = _child("time", work)
         except _ChildError as error:
-            return [*checked, Checked("runs on onnxruntime alone", "yes", str(error), "no")]
+            return [*checked, Checked(alone, "yes", str(error), "no")]
     loaded = [*scored["loaded"], *timed["loaded"]]
     return [
         *checked,
-        Checked(
-            "runs on onnxruntime alone", "yes", f"loaded {', '.join(loaded)}" if loaded else "yes", "no" if loaded else "yes"
-        ),
-        _accuracy(claims, accuracy, nested.count(targets), scored["onnxruntime"]),
+        Checked(alone, "yes", f"loaded {', '.join(loaded)}" if loaded else "yes", "no" if loaded else "yes"),
+        _accuracy(claims, accuracy, nested.count(targets), {runtime.package: scored["version"]}),
         _latency(claims, timed),
     ]
+
+
+def can_verify(target: Target) -> bool:
+    """True where files run in a process that has no autocompress."""
+    return runtime_of(target).package is not None
 
 
 def read_claims(folder: Path) -> Claims:
@@ -169,9 +180,9 @@ def _near(claim: str, claimed: int, measured: int) -> Checked:
     return Checked(claim, f"{claimed:,}", f"{measured:,}", "yes" if close else "no")
 
 
-def _accuracy(claims: Claims, measured: float, examples: int, runtime: str) -> Checked:
+def _accuracy(claims: Claims, measured: float, examples: int, version: dict[str, str]) -> Checked:
     claimed, where = claims.accuracy.accuracy, claims.environment
-    same = where is not None and where.cpu == environment().cpu and where.versions.get("onnxruntime") == runtime
+    same = where is not None and where.cpu == environment().cpu and version.items() <= where.versions.items()
     gap = abs(measured - claimed)
     holds: Holds = "yes" if gap <= _SAME_SCORE else "roughly" if not same and gap <= _OTHER_SCORE else "no"
     return Checked(f"accuracy, {examples:,} test examples", f"{claimed:.6f}", f"{measured:.6f}", holds)

@@ -1,4 +1,4 @@
-"""Runs an exported file where nothing but onnxruntime and numpy is loaded: started by `verify` as a script.
+"""Runs an exported file where nothing but its runtime and numpy is loaded: started by `verify` as a script.
 
 ``python -I verify_child.py score FOLDER`` reads job.json and inputs.npz there and writes outputs.npz;
 ``python -I verify_child.py time FOLDER`` times the file against the uncompressed model. Both write child.json.
@@ -7,11 +7,12 @@
 import json
 import sys
 import time
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 # Interleaved runs and least times, as in a trial, and as many sessions as a trial that waits for a better moment.
 _SESSIONS, _FEWEST_SESSIONS = 60, 3
@@ -20,42 +21,45 @@ _PAIRS = 24
 _SCORE_BATCH = 256
 _PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
 
+# Inputs by name in, outputs by name out.
+Arrays = dict[str, Any]
+Session = Callable[[Arrays], Arrays]
+
 
 def main(what: str, folder: Path) -> None:
     job = json.loads((folder / "job.json").read_text())
-    found = score(job, folder) if what == "score" else least_times(job)
-    found["onnxruntime"] = onnxruntime.__version__
-    found["loaded"] = [name for name in ("autocompress", "torch", "onnx") if name in sys.modules]
+    with np.load(folder / "inputs.npz") as stored:
+        inputs = dict(zip(job["inputs"], stored.values(), strict=True))
+    found = score(job, inputs, folder) if what == "score" else least_times(job, inputs)
+    found["version"] = version(job["package"])
+    found["loaded"] = [name for name in ("autocompress", "torch", "onnx") if name in sys.modules and name != job["package"]]
     (folder / "child.json").write_text(json.dumps(found))
 
 
-def score(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+def score(job: dict[str, Any], inputs: Arrays, folder: Path) -> dict[str, Any]:
     session = load(job["model"], job)
-    wanted = [slot.name for slot in session.get_inputs()]
-    with np.load(folder / "inputs.npz") as stored:
-        given = dict(zip(job["inputs"], stored.values(), strict=True))
-    inputs = given if given.keys() == set(wanted) else dict(zip(wanted, given.values(), strict=True))
     examples = len(next(iter(inputs.values())))
     batches = [
-        session.run(None, {name: array[at : at + _SCORE_BATCH] for name, array in inputs.items()})
+        session({name: array[at : at + _SCORE_BATCH] for name, array in inputs.items()})
         for at in range(0, examples, _SCORE_BATCH)
     ]
-    np.savez(folder / "outputs.npz", *(np.concatenate(parts) for parts in zip(*batches, strict=True)))
-    return {"outputs": [output.name for output in session.get_outputs()]}
+    np.savez(folder / "outputs.npz", *(np.concatenate([batch[name] for batch in batches]) for name in batches[0]))
+    return {"outputs": list(batches[0])}
 
 
-def least_times(job: dict[str, Any]) -> dict[str, Any]:
+def least_times(job: dict[str, Any], inputs: Arrays) -> dict[str, Any]:
     """Least milliseconds of either file, and their ratio."""
+    size = job["batch_size"]
+    example = {name: np.resize(array[:size], (size, *array.shape[1:])) for name, array in inputs.items()}
     rounds: list[list[float]] = []
     deadline = time.monotonic() + _SECONDS
     while len(rounds) < _SESSIONS and (len(rounds) < _FEWEST_SESSIONS or time.monotonic() < deadline):
         sessions = [load(job["model"], job), load(job["baseline"], job)]
-        example = {slot.name: made_up(slot, job["batch_size"]) for slot in sessions[0].get_inputs()}
         least = [float("inf"), float("inf")]
         for turn in range(_PAIRS + 3):
             for index, session in enumerate(sessions):
                 start = time.perf_counter()
-                session.run(None, example)
+                session(example)
                 spent = time.perf_counter() - start
                 if turn >= 3:  # the first runs warm up
                     least[index] = min(least[index], spent * 1e3)
@@ -64,22 +68,68 @@ def least_times(job: dict[str, Any]) -> dict[str, Any]:
     return {"latency_ms": ours, "baseline_latency_ms": theirs, "latency_ratio": ours / theirs}
 
 
-def made_up(slot: Any, examples: int) -> Any:
-    """Noise where the file wants floats, ones elsewhere."""
-    shape, kind = (examples, *slot.shape[1:]), slot.type.removeprefix("tensor(").removesuffix(")")
-    if kind in ("float", "double", "float16"):
-        draw = np.random.default_rng(0)
-        return draw.standard_normal(shape).astype({"float": "float32", "double": "float64"}.get(kind, kind))
-    return np.ones(shape, kind)
+def load(file: str, job: dict[str, Any]) -> Session:
+    match job["package"]:
+        case "openvino":
+            return _openvino(file, job)
+        case "torch":
+            return _torch(file, job)
+    return _onnxruntime(file, job)
 
 
-def load(file: str, job: dict[str, Any]) -> Any:
+def _onnxruntime(file: str, job: dict[str, Any]) -> Session:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = job["threads"]
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(file, options, providers=_PROVIDERS[job["device"]])
+    session = onnxruntime.InferenceSession(file, options, providers=_PROVIDERS[job["device"]])
+    wanted, names = ([slot.name for slot in slots] for slots in (session.get_inputs(), session.get_outputs()))
+    return lambda inputs: dict(zip(names, session.run(None, _in_order(inputs, wanted)), strict=True))
+
+
+def _openvino(file: str, job: dict[str, Any]) -> Session:
+    import openvino
+
+    compiled = openvino.Core().compile_model(file, "CPU", job["settings"] | {"INFERENCE_NUM_THREADS": job["threads"]})
+    wanted, names = ([port.any_name for port in ports] for ports in (compiled.inputs, compiled.outputs))
+    request = compiled.create_infer_request()
+    return lambda inputs: dict(zip(names, request.infer(_in_order(inputs, wanted), share_inputs=True).to_tuple(), strict=True))
+
+
+def _torch(file: str, job: dict[str, Any]) -> Session:
+    import torch
+    from torch._inductor.constant_folding import constant_fold
+
+    torch.set_num_threads(job["threads"])
+    plain: Any = torch.export.load(file).module(check_guards=False)
+    constant_fold(plain)
+    compiled = torch.compile(plain, dynamic=False, options={"freezing": True}) if job["compiled"] else plain
+
+    def run(inputs: Arrays) -> Arrays:
+        tensors = {name: torch.as_tensor(array) for name, array in inputs.items()}
+        model = compiled if len(next(iter(tensors.values()))) == job["batch_size"] else plain
+        with torch.inference_mode():
+            outputs = model(**tensors) if job["by_name"] else model(*tensors.values())
+        return dict(_named(outputs, () if isinstance(outputs, dict) else ("output",)))
+
+    return run
+
+
+def _in_order(inputs: Arrays, wanted: list[str]) -> Arrays:
+    """The inputs by the names that the file has for them: the same, or in the same order."""
+    return inputs if inputs.keys() == set(wanted) else dict(zip(wanted, inputs.values(), strict=True))
+
+
+def _named(outputs: Any, path: tuple[str, ...]) -> Any:
+    if not isinstance(outputs, dict | list | tuple):
+        yield ".".join(path), outputs.numpy()
+        return
+    for key, part in outputs.items() if isinstance(outputs, dict) else enumerate(outputs):
+        if part is not None:
+            yield from _named(part, (*path, str(key)))
 
 
 if __name__ == "__main__":

@@ -10,18 +10,24 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from autocompress.drivers.endings import one_line
 from autocompress.errors import TrialError
+from autocompress.experiment import load_experiment
 from autocompress.measure import Latency, Timer, measure_latency
-from autocompress.target import Target
+from autocompress.target import MENUS, Target
 
 # A timing takes seconds, but may have to queue behind those of all other trials.
 _SECONDS = 900.0
 
 
 class LatencyLane:
-    """`target` is JSON. What it needs for a timing comes with each call: an actor that was restarted knows nothing more."""
+    """`target` is JSON. What it needs for a timing comes with each call: an actor that was restarted knows nothing more.
 
-    def __init__(self, target: str) -> None:
+    A runtime that the experiment brings is registered by running its file.
+    """
+
+    def __init__(self, target: str, experiment_file: str) -> None:
         self._target = Target.from_json(target)
+        if self._target.runtime not in MENUS:
+            load_experiment(experiment_file)
 
     def ready(self) -> None:
         """Returns once the actor runs."""

@@ -198,7 +198,7 @@ class _Ending(_NotStored, tune.Stopper):
 def _equipped(job: Job, experiment_file: Path, *, joined: bool) -> Iterator[str]:
     """The name of the shelf from which trainers get all they need, for as long as the context lasts."""
     name = f"autocompress-shelf-{uuid4().hex}"
-    lane = _lane(job, joined=joined)
+    lane = _lane(job, experiment_file, joined=joined)
     equipment = {
         "supplies": ray.put(Supplies.of(job, experiment_file)),
         "baseline_file": ray.put(job.baseline.onnx),
@@ -215,11 +215,11 @@ def _equipped(job: Job, experiment_file: Path, *, joined: bool) -> Iterator[str]
             ray.kill(actor)
 
 
-def _lane(job: Job, *, joined: bool) -> Any:
+def _lane(job: Job, experiment_file: Path, *, joined: bool) -> Any:
     lane: Any = (
         ray.remote(LatencyLane)
         .options(num_cpus=0, resources=lane_resources(), max_restarts=-1, max_task_retries=1)
-        .remote(job.experiment.target.to_json())
+        .remote(job.experiment.target.to_json(), str(experiment_file))
     )
     if joined:
         try:

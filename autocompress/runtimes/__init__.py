@@ -13,6 +13,7 @@ from torch import nn
 
 from autocompress.errors import InputError, unknown_name
 from autocompress.nested import Nested
+from autocompress.runtimes import onnxruntime, openvino, torch_compiled, torch_eager
 from autocompress.runtimes.onnx_layer import layer_file
 from autocompress.runtimes.onnx_pack import forms
 from autocompress.runtimes.onnxruntime import OnnxSession
@@ -39,19 +40,33 @@ class Session(Protocol):
 class Runtime:
     """`export(student, example batch) -> file content`, `load(file content, target) -> session`; both raise `ExportError`.
 
-    `single` is None where nobody has written it: then a layer's time is guessed by its multiply-accumulates.
+    `file` is what files are called, `usage` Python that runs one, for who has no autocompress: ``{file}`` in it stands for the
+    name, ``{inputs}`` for a dictionary of inputs, ``{call}`` for how torch is given it. `package` is all that such a process
+    needs beside numpy; None where files run elsewhere. `single` is None where nobody has written it: then a layer's time is
+    guessed by its multiply-accumulates.
     """
 
     export: Callable[[nn.Module, Nested], bytes]
     load: Callable[[bytes, Target], Session]
     single: SingleLayer | None = None
+    file: str = "model.onnx"
+    package: str | None = None
+    usage: str = ""
 
 
 _RUNTIMES = {
-    "onnxruntime": Runtime(export=export_onnx, load=OnnxSession, single=SingleLayer(file=layer_file, forms=forms)),
-    "openvino": Runtime(export=export_openvino, load=OpenVinoSession),
-    "torch": Runtime(export=export_torch, load=TorchSession),
-    "torch-compiled": Runtime(export=export_torch, load=CompiledSession),
+    "onnxruntime": Runtime(
+        export=export_onnx,
+        load=OnnxSession,
+        single=SingleLayer(file=layer_file, forms=forms),
+        package="onnxruntime",
+        usage=onnxruntime.USAGE,
+    ),
+    "openvino": Runtime(export=export_openvino, load=OpenVinoSession, package="openvino", usage=openvino.USAGE),
+    "torch": Runtime(export=export_torch, load=TorchSession, file=torch_eager.FILE, package="torch", usage=torch_eager.USAGE),
+    "torch-compiled": Runtime(
+        export=export_torch, load=CompiledSession, file=torch_eager.FILE, package="torch", usage=torch_compiled.USAGE
+    ),
 }
 _BUILT_IN = frozenset(_RUNTIMES)
 

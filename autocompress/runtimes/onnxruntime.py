@@ -11,6 +11,15 @@ from autocompress.runtimes.onnx_pack import pack
 from autocompress.runtimes.slot import INPUT, OUTPUT, Slot
 from autocompress.target import Target
 
+USAGE = """\
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("{file}", providers=["CPUExecutionProvider"])
+inputs = {inputs}
+outputs = session.run(None, inputs)  # an array for each of session.get_outputs()
+"""
+
 # What ONNX calls a type, and numpy.
 _TYPES = {
     **{f"tensor({name})": name for name in ("int8", "uint8", "int16", "int32", "int64", "bool", "float16")},

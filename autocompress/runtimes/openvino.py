@@ -29,6 +29,16 @@ SETTINGS = {
     "ENABLE_CPU_PINNING": False,
 }
 
+USAGE = f"""\
+import numpy as np
+import openvino
+
+settings = {SETTINGS}
+model = openvino.Core().compile_model("{{file}}", "CPU", settings)
+inputs = {{inputs}}
+outputs = model(inputs).to_tuple()  # an array for each of model.outputs
+"""
+
 
 def export(student: nn.Module, example: Nested) -> bytes:
     """The content of the .onnx file that does what `student` does. `example` is a batch (n, ...).

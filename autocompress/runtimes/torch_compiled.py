@@ -18,6 +18,16 @@ from autocompress.nested import Nested
 from autocompress.runtimes.torch_eager import TorchSession
 from autocompress.target import Target
 
+USAGE = """\
+import numpy as np
+import torch
+
+model = torch.compile(torch.export.load("{file}").module(), dynamic=False, options={"freezing": True})
+inputs = {inputs}
+with torch.inference_mode():
+    outputs = model({call})
+"""
+
 # While a file is timed against another, both are loaded again and again.
 _KEPT = 4
 _compiled: OrderedDict[tuple[bytes, Target], Callable[..., Any]] = OrderedDict()

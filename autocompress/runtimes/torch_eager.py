@@ -29,6 +29,16 @@ from autocompress.runtimes.slot import INPUT, Slot
 from autocompress.student import ActivationQuantizer, Plain, StudentLayer, apply_layer, channel_axis, kind_of, per_channel
 from autocompress.target import Target
 
+FILE = "model.pt2"
+USAGE = """\
+import numpy as np
+import torch
+
+model = torch.export.load("{file}").module()
+inputs = {inputs}
+outputs = model({call})
+"""
+
 
 def export(student: nn.Module, example: Nested) -> bytes:
     """The content of the .pt2 file that does what `student` does, for any batch size. `example` is a batch (n, ...), n >= 2.

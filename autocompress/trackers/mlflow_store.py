@@ -262,6 +262,9 @@ def _log_model(store: Store, folder: RunFolder, member: TrialResult, run_id: str
         if not file.is_file():
             _log.warning("trial %d has no exported file %s; its model is not logged", member.number, file)
             return None
+        if file.suffix != ".onnx":  # MLflow has no flavour that loads it without autocompress
+            client.log_artifact(run_id, str(file), "model")
+            return None
         model_id = _upload_model(store, file, member, run_id)
     outputs = client.get_run(run_id).outputs
     if outputs is None or model_id not in [output.model_id for output in outputs.model_outputs]:

@@ -15,7 +15,7 @@ test: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	# The zoo of models times nothing: it runs beside the rest.
-	nice $(BIN)/pytest tests/models >$(VENV)/models.log 2>&1 & zoo=$$!; \
+	nice -n 19 $(BIN)/pytest tests/models >$(VENV)/models.log 2>&1 & zoo=$$!; \
 	$(BIN)/pytest --ignore tests/models; rest=$$?; \
 	wait $$zoo; zoo=$$?; cat $(VENV)/models.log; exit $$((rest + zoo))
 

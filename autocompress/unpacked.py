@@ -66,18 +66,19 @@ class Attention(nn.Module):
         mask = None
         if attn_mask is not None or key_padding_mask is not None:
             mask = _added_mask(attn_mask, key_padding_mask, queries)
-        dropout = self.dropout if self.training else 0.0
-        if need_weights:
+        if self.training and not need_weights:
+            weights = None
+            heads = nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=self.dropout)
+        else:  # written out, it is exported in a few operations
             scores = queries @ keys.transpose(-2, -1) * self.head_dim**-0.5
             weights = nn.functional.softmax(scores if mask is None else scores + mask, dim=-1)
-            heads = nn.functional.dropout(weights, dropout) @ values
-        else:
-            weights = None
-            heads = nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
+            heads = nn.functional.dropout(weights, self.dropout, training=self.training) @ values
         outputs = self.output(heads.transpose(1, 2).flatten(-2))
         if not self.batch_first:
             outputs = outputs.transpose(0, 1)
-        return outputs, weights.mean(1) if weights is not None and average_attn_weights else weights
+        if not need_weights or weights is None:
+            return outputs, None
+        return outputs, weights.mean(1) if average_attn_weights else weights
 
 
 class EncoderLayer(nn.Module):

@@ -42,7 +42,9 @@ def _rounded_nodes(graph: GraphModule, layers: Collection[str]) -> list[Node]:
     for node in graph.graph.nodes:
         if _has_integer_kernel(module_of(node, graph)) and node.target in layers and calls[node.target] == 1:
             rounded[origin(node.args[0], graph)] = None
-            _round_tail(node, graph, rounded)
+            # A linear layer gives floats from the same kernel: whoever wants them rounded, asks for it.
+            if not isinstance(_plain(module_of(node, graph)), nn.Linear):
+                _round_tail(node, graph, rounded)
         elif is_add(node) and all(isinstance(term, Node) and origin(term, graph) in rounded for term in node.args):
             _round_tail(node, graph, rounded)
     return list(rounded)
@@ -50,6 +52,10 @@ def _rounded_nodes(graph: GraphModule, layers: Collection[str]) -> list[Node]:
 
 def _has_integer_kernel(module: nn.Module | None) -> bool:
     return isinstance(module, StudentLayer) and _can_round(module.layer)
+
+
+def _plain(module: nn.Module | None) -> nn.Module | None:
+    return module.layer if isinstance(module, StudentLayer) else module
 
 
 def _can_round(layer: nn.Module) -> bool:

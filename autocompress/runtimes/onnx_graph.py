@@ -101,7 +101,8 @@ class _DeployedLayer(nn.Module):
     """A layer whose weight is stored as codes and scales, batch norm folded in.
 
     With `input_scale` (a scalar) the codes stay integers until the runtime fuses them with the layer. Without it they
-    become floats once, when the file is loaded (`floats_at_load`).
+    become floats once, when the file is loaded (`floats_at_load`). A linear layer that is given more than one vector an
+    example is a product of matrices: that has a kernel of its own, and a float bias.
     """
 
     scale: Tensor
@@ -109,14 +110,24 @@ class _DeployedLayer(nn.Module):
     bias: Tensor | None
     bias_scale: Tensor
 
-    def __init__(self, layer: Plain, codes: Tensor, scale: Tensor, bias: Tensor | None, input_scale: Tensor | None) -> None:
+    def __init__(
+        self,
+        layer: Plain,
+        codes: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        input_scale: Tensor | None,
+        *,
+        of_matrices: bool,
+    ) -> None:
         super().__init__()
         self.layer = _without_parameters(layer)
         self.axis = channel_axis(layer)
         self.integer = input_scale is not None
         # ONNX Runtime fuses a Gemm only if its weight has a zero point and its bias is int32; a Conv does without.
         self.is_linear = isinstance(layer, nn.Linear)
-        self.integer_bias = bias is not None and self.is_linear and input_scale is not None
+        self.of_matrices = of_matrices and self.is_linear and self.integer
+        self.integer_bias = bias is not None and self.is_linear and input_scale is not None and not of_matrices
         if self.integer_bias:
             assert bias is not None
             assert input_scale is not None
@@ -131,6 +142,11 @@ class _DeployedLayer(nn.Module):
     def forward(self, activation: Tensor) -> Tensor:
         codes = self.get_buffer("codes" if self.integer else LOADED_CODES)
         inputs = [codes, self.scale, *([self.zero_point] if self.integer and self.is_linear else [])]
+        if self.of_matrices:
+            inputs[0] = codes.T
+            columns = _onnx("DequantizeLinear", inputs, inputs[0].shape, torch.float32, axis=1)
+            product = activation @ columns
+            return product if self.bias is None else product + self.bias
         weight = _onnx("DequantizeLinear", inputs, codes.shape, torch.float32, axis=self.axis)
         bias = self.bias
         if self.integer_bias and bias is not None:
@@ -156,12 +172,17 @@ def _deployed(student: nn.Module, example: Nested) -> nn.Module:
     if graph is None:  # batch norm stays where it is, and there are no integer activations
         for name, module in list(student.named_modules()):
             if isinstance(module, StudentLayer):
-                student.set_submodule(name, _deploy(module, None, None))
+                student.set_submodule(name, _deploy(module, None, None, of_matrices=False))
         return student
+    for node in graph.graph.nodes:
+        if node.target is nn.functional.scaled_dot_product_attention:
+            node.target = _written_out
+    graph.recompile()
+    ranks = _ranks(graph, example)
     for node in list(graph.graph.nodes):
         module = module_of(node, graph)
         if isinstance(module, StudentLayer) or (isinstance(module, Plain) and kind_of(module) is not None):
-            _fold(node, module, graph)
+            _fold(node, module, graph, of_matrices=ranks.get(str(node.target), 2) > 2)
         elif isinstance(module, ActivationQuantizer):
             graph.set_submodule(str(node.target), _DeployedQuantizer(module))
     graph.graph.lint()
@@ -169,7 +190,42 @@ def _deployed(student: nn.Module, example: Nested) -> nn.Module:
     return graph
 
 
-def _fold(node: Node, layer: Plain | StudentLayer, graph: GraphModule) -> None:
+def _written_out(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, **others: Any
+) -> Tensor:
+    """What `scaled_dot_product_attention` computes, in five operations: torch exports it as twenty or more."""
+    if dropout_p or any(others.values()):
+        return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, **others)
+    scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+    if attn_mask is not None and attn_mask.dtype is torch.bool:
+        scores = scores.masked_fill(~attn_mask, float("-inf"))
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    return nn.functional.softmax(scores, dim=-1) @ value
+
+
+def _ranks(graph: GraphModule, example: Nested) -> dict[str, int]:
+    """The number of dimensions of what each layer is given."""
+    ranks: dict[str, int] = {}
+
+    def note(name: str, given: tuple[Tensor, ...]) -> None:
+        ranks[name] = given[0].dim()
+
+    hooks = [
+        graph.get_submodule(str(node.target)).register_forward_pre_hook(
+            lambda _, given, name=str(node.target): note(name, given)
+        )
+        for node in graph.graph.nodes
+        if isinstance(module_of(node, graph), StudentLayer)
+    ]
+    with torch.no_grad():
+        nested.call(graph, nested.take(example, slice(2)))
+    for hook in hooks:
+        hook.remove()
+    return ranks
+
+
+def _fold(node: Node, layer: Plain | StudentLayer, graph: GraphModule, *, of_matrices: bool) -> None:
     input_scale = _input_scale(node, layer, graph)
     norm_node = norm_after(node, graph)
     norm = module_of(norm_node, graph)
@@ -179,7 +235,7 @@ def _fold(node: Node, layer: Plain | StudentLayer, graph: GraphModule) -> None:
     elif norm_node is not None:
         norm_node.replace_all_uses_with(node)
         graph.graph.erase_node(norm_node)
-    graph.set_submodule(str(node.target), _deploy(layer, norm, input_scale))
+    graph.set_submodule(str(node.target), _deploy(layer, norm, input_scale, of_matrices=of_matrices))
 
 
 def _input_scale(node: Node, layer: nn.Module, graph: GraphModule) -> Tensor | None:
@@ -196,7 +252,7 @@ def _input_scale(node: Node, layer: nn.Module, graph: GraphModule) -> Tensor | N
     return quantizer.scale if isinstance(plain, nn.Linear) or rounded else None
 
 
-def _deploy(layer: Plain | StudentLayer, norm: nn.Module | None, input_scale: Tensor | None) -> nn.Module:
+def _deploy(layer: Plain | StudentLayer, norm: nn.Module | None, input_scale: Tensor | None, *, of_matrices: bool) -> nn.Module:
     plain = layer.layer if isinstance(layer, StudentLayer) else layer
     if isinstance(layer, StudentLayer) and layer.bits is not None:
         codes, scale = layer.codes()
@@ -205,7 +261,7 @@ def _deploy(layer: Plain | StudentLayer, norm: nn.Module | None, input_scale: Te
         if gain is not None:
             codes, scale = codes * per_channel(gain.sign().to(torch.int8), codes, layer.axis), scale * gain.abs()
         codes, scale = _with_room_for_bias(codes, scale, bias, input_scale)
-        return _DeployedLayer(plain, codes, scale, bias, input_scale)
+        return _DeployedLayer(plain, codes, scale, bias, input_scale, of_matrices=of_matrices)
     weight, bias = _norm_folded(layer, norm)
     folded = deepcopy(plain)
     folded.weight = nn.Parameter(weight)

@@ -1,6 +1,8 @@
 """The exported file does what the student does, in true integer kernels, at every width on the menu."""
 
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autocompress import nested
 from autocompress.baseline import Baseline, Data
 from autocompress.compress import compress
 from autocompress.distill import features_of
@@ -263,3 +266,42 @@ def test_a_shape_may_be_computed() -> None:
             return out
 
     assert parity(Frames(), None, channels=2) < 1e-4
+
+
+class Attending(nn.Module):
+    """One head of attention over five vectors, in the way that `how` says."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__()
+        self.how = how
+        self.query, self.key, self.value, self.head = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        query, key, value = (layer(x).unsqueeze(1) for layer in (self.query, self.key, self.value))
+        given: dict[str, Any] = {"is_causal": True} if "causal" in self.how else {}
+        if "masked" in self.how:
+            given["attn_mask"] = (mask > 0 if "truths" in self.how else mask).unsqueeze(1)
+        attended = nn.functional.scaled_dot_product_attention(query, key, value, **given)
+        outputs: Tensor = self.head(attended.squeeze(1).amax(1))
+        return outputs
+
+
+@pytest.mark.parametrize("how", [{}, {"masked": True}, {"masked": True, "truths": True}, {"causal": True}], ids=str)
+def test_attention_is_a_few_operations_and_linear_layers_in_it_compute_in_integers(
+    how: dict[str, bool], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model, inputs = Attending(**how).eval(), (torch.randn(64, 5, 8), torch.randn(64, 5, 5) + 2)
+    policy = Policy(layers=dict.fromkeys(("query", "key", "value", "head"), LayerPolicy(weight_bits=7, activation_bits=8)))
+    student = compress(model, policy, inputs)
+    file = export(student, nested.take(inputs, slice(4)))
+    with torch.no_grad():
+        expected = student(*inputs).numpy()
+    got = OnnxSession(file, TARGET)(tuple(part.numpy() for part in inputs))
+    assert np.abs(got - expected).max() < 0.02 * np.abs(expected).max()
+    kinds = Counter(optimised(file, tmp_path))
+    assert kinds["MatMulIntegerToFloat"] == 3
+    assert kinds["QGemm"] == 1
+    assert kinds["DequantizeLinear"] == 0
+    if "causal" not in how:
+        assert kinds.total() <= 20, kinds

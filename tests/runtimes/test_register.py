@@ -1,11 +1,9 @@
 """A runtime of one's own, brought by an experiment file."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from autocompress import runtimes
 from autocompress.errors import InputError, UnknownNameError
 from autocompress.experiment import load_experiment
 from autocompress.runtimes import Runtime, register, runtime_of
@@ -27,13 +25,6 @@ register("board", Runtime(export=export, load=OnnxSession), menu)
 
 experiment = Experiment(task=ToyTask(), space=space, target=Target(runtime="board"))
 """
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    yield
-    runtimes._RUNTIMES.pop("board", None)
-    MENUS.pop("board", None)
 
 
 def test_an_experiment_brings_it(tmp_path: Path) -> None:

@@ -74,10 +74,16 @@ def join(batches: Sequence[Nested]) -> Nested:
     return torch.cat(list(batches)) if isinstance(first, Tensor) else np.concatenate(list(batches))
 
 
+def arguments(inputs: Nested) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a model is given for a batch: in order, and by name."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+
+
 def call(model: nn.Module, inputs: Nested) -> Nested:
     """What `model` gives for a batch: a tuple is given as its arguments, a dictionary as its keywords."""
-    by_name = inputs if isinstance(inputs, Mapping) else {}
-    in_order = () if by_name else inputs if isinstance(inputs, tuple) else (inputs,)
+    in_order, by_name = arguments(inputs)
     outputs = model(*in_order, **by_name)
     return outputs if isinstance(outputs, Tensor) else each(lambda part: part, outputs)
 

@@ -49,8 +49,7 @@ def to_onnx(student: nn.Module, example: Nested) -> onnx.ModelProto:
 
 def _exported(model: nn.Module, example: Nested) -> onnx.ModelProto:
     batch = torch.export.Dim("batch", min=1)
-    by_name = example if isinstance(example, dict) else {}
-    in_order = () if by_name else example if isinstance(example, tuple) else (example,)
+    in_order, by_name = nested.arguments(example)
     any_size: Any = {name: {0: batch} for name in by_name} or tuple({0: batch} for _ in in_order)
     try:
         with torch.no_grad():

@@ -8,7 +8,7 @@ from autocompress.errors import ExportError
 from autocompress.nested import Nested
 from autocompress.runtimes.onnx_graph import to_onnx
 from autocompress.runtimes.onnx_pack import pack
-from autocompress.runtimes.slot import INPUT, OUTPUT, Slot
+from autocompress.runtimes.slot import OUTPUT, Slot, by_slot
 from autocompress.target import Target
 
 USAGE = """\
@@ -55,8 +55,5 @@ class OnnxSession:
 
     def __call__(self, inputs: Nested) -> Nested:
         """The outputs for a batch (n, ...), nested as those of the network; `inputs` by name, or in order."""
-        known = nested.named(inputs, INPUT)
-        if not isinstance(inputs, dict):
-            known = dict(zip((slot.name for slot in self.inputs), known.values(), strict=True))
-        outputs = self._session.run(None, {slot.name: known[slot.name] for slot in self.inputs})
+        outputs = self._session.run(None, by_slot(inputs, self.inputs))
         return nested.restored(dict(zip(self._outputs, outputs, strict=True)), OUTPUT)

@@ -16,7 +16,7 @@ from autocompress.errors import ExportError, InputError
 from autocompress.nested import Nested
 from autocompress.runtimes.onnx_graph import to_onnx
 from autocompress.runtimes.onnx_pack import pack
-from autocompress.runtimes.slot import INPUT, OUTPUT, Slot
+from autocompress.runtimes.slot import OUTPUT, Slot, by_slot
 from autocompress.target import Target
 
 # OpenVINO would compute in half precision, and round what linear layers take in, where the CPU is quick at that: the
@@ -70,10 +70,7 @@ class OpenVinoSession:
 
     def __call__(self, inputs: Nested) -> Nested:
         """The outputs for a batch (n, ...), nested as those of the network; `inputs` by name, or in order."""
-        known = nested.named(inputs, INPUT)
-        if not isinstance(inputs, dict):
-            known = dict(zip((slot.name for slot in self.inputs), known.values(), strict=True))
-        outputs = self._request.infer({slot.name: known[slot.name] for slot in self.inputs}, share_inputs=True)
+        outputs = self._request.infer(by_slot(inputs, self.inputs), share_inputs=True)
         return nested.restored(dict(zip(self._outputs, outputs.to_tuple(), strict=True)), OUTPUT)
 
 

@@ -1,6 +1,11 @@
 """What a file takes in."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from autocompress import nested
+from autocompress.nested import Nested
 
 # What a single input and a single output of a file are called; see `nested.named` for several.
 INPUT, OUTPUT = "input", "output"
@@ -13,3 +18,11 @@ class Slot:
     name: str
     shape: tuple[int, ...]
     dtype: str
+
+
+def by_slot(inputs: Nested, slots: Sequence[Slot]) -> dict[str, Any]:
+    """The arrays of a batch by the names that the file has for them: a dictionary's by name, others in order."""
+    known = nested.named(inputs, INPUT)
+    if not isinstance(inputs, dict):
+        known = dict(zip((slot.name for slot in slots), known.values(), strict=True))
+    return {slot.name: known[slot.name] for slot in slots}

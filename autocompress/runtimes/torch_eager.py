@@ -25,7 +25,7 @@ from autocompress import nested
 from autocompress.errors import ExportError
 from autocompress.graph import BatchNorm, module_of, norm_after, trace
 from autocompress.nested import Nested
-from autocompress.runtimes.slot import INPUT, Slot
+from autocompress.runtimes.slot import INPUT, Slot, by_slot
 from autocompress.student import ActivationQuantizer, Plain, StudentLayer, apply_layer, channel_axis, kind_of, per_channel
 from autocompress.target import Target
 
@@ -73,9 +73,7 @@ class TorchSession:
 
     def __call__(self, inputs: Nested) -> Nested:
         """The outputs for a batch (n, ...), nested as those of the network; `inputs` by name, or in order."""
-        known = nested.named(inputs, INPUT)
-        if not isinstance(inputs, dict):
-            known = dict(zip((slot.name for slot in self.inputs), known.values(), strict=True))
+        known = by_slot(inputs, self.inputs)
         tensors = [torch.tensor(known[slot.name], device=self._target.device) for slot in self.inputs]
         return nested.each(lambda part: part.cpu().numpy(), self.run(tensors))
 
@@ -158,8 +156,7 @@ def _deploy(layer: Plain | StudentLayer, norm: nn.Module | None) -> nn.Module:
 
 def _exported(model: nn.Module, example: Nested) -> ExportedProgram:
     batch = torch.export.Dim("batch", min=1)
-    by_name = _as_called(model, example) if isinstance(example, dict) else {}
-    in_order = () if by_name else example if isinstance(example, tuple) else (example,)
+    in_order, by_name = nested.arguments(_as_called(model, example) if isinstance(example, dict) else example)
     any_size: Any = {name: {0: batch} for name in by_name} or tuple({0: batch} for _ in in_order)
     try:
         with torch.no_grad():

@@ -17,10 +17,10 @@ from autocompress import nested
 from autocompress.errors import DivergedError, ExportError, InputError, RunFolderError, TaskError
 from autocompress.folder import write_whole
 from autocompress.layer import Layers
-from autocompress.measure import download_bytes, measure_latency, outputs_of, score, size_bytes
+from autocompress.measure import Place, Places, download_bytes, here, score, size_bytes
 from autocompress.nested import Nested
 from autocompress.probe import cost, probe
-from autocompress.runtimes import runtime_of
+from autocompress.runtimes import file_name, runtime_of
 from autocompress.target import Target
 from autocompress.task import Array, Split, Task
 from autocompress.unpacked import unpacked
@@ -38,16 +38,22 @@ _PARITY = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
-    """The uncompressed model as arrays, its layers, its exported file, and what was measured on that file.
+    """The uncompressed model as arrays, its layers, its exported files by runtime, and what was measured on them.
 
-    `metrics` holds `size_bytes`, `download_bytes`, `latency_ms`, `latency_ratio` (1), `accuracy`, `macs`, `params`.
+    `metrics` holds `size_bytes`, `download_bytes`, `latency_ms`, `latency_ratio` (1), `accuracy`, `macs`, `params`, and of
+    each further target the bytes and times under the names that `Target.metric` gives.
     """
 
     weights: dict[str, Array]
     layers: Layers
-    onnx: bytes
+    files: dict[str, bytes]
     metrics: dict[str, float]
     target: Target
+
+    @property
+    def file(self) -> bytes:
+        """The exported file for the first target."""
+        return self.files[self.target.runtime]
 
     def model(self, task: Task) -> nn.Module:
         """A fresh copy of the trained network, in evaluation mode. Raises `TaskError` when the task now builds another."""
@@ -62,19 +68,21 @@ class Baseline:
         return model.eval()
 
 
-def make_baseline(task: Task, target: Target, folder: Path, *, seed: int) -> Baseline:
+def make_baseline(task: Task, target: Target, folder: Path, *, seed: int, places: Places | None = None) -> Baseline:
     """Trains the task's model if it asks for it, exports and measures it, and stores all that in `folder`.
 
-    A folder that holds a baseline is only read. Raises `TaskError` when the task's functions do not work together,
-    `RunFolderError` when the stored baseline is damaged.
+    `places` says where files run; by default all run in this process. A folder that holds a baseline is only read. Raises
+    `TaskError` when the task's functions do not work together, `RunFolderError` when the stored baseline is damaged.
     """
     if (folder / "baseline.json").exists():
         stored = load_baseline(folder)
         if stored.target != target:
             raise RunFolderError(
-                f"the baseline in {folder} was measured for {stored.target}, the experiment asks for {target}; start a new run"
+                f"the baseline in {folder} was measured for {_names(stored.target)}, the experiment asks for {_names(target)}; "
+                "start a new run"
             )
         return stored
+    places = here(target) if places is None else places
     data = load_data(task)
     torch.manual_seed(seed)
     model = _checked(task.model)
@@ -88,24 +96,27 @@ def make_baseline(task: Task, target: Target, folder: Path, *, seed: int) -> Bas
     except Exception as error:
         raise TaskError(f"the task's train() failed: {type(error).__name__}: {error}") from error
     model = unpacked(model).cpu().eval()
-    try:
-        file = runtime_of(target).export(model, example)
-    except ExportError as error:
-        raise TaskError(f"the uncompressed model cannot be exported: {error}") from error
-    check_parity(model, file, example, target)
-    latency = measure_latency(file, file, target)
-    size = cost(model, example)
-    metrics = {
-        "size_bytes": float(size_bytes(file)),
-        "download_bytes": float(download_bytes(file)),
-        "latency_ms": min(latency.latency_ms, latency.baseline_latency_ms),
-        "latency_ratio": 1.0,
-        "accuracy": _score(file, data["validation"], task, target),
+    files: dict[str, bytes] = {}
+    metrics: dict[str, float] = {}
+    for place in target.each:
+        if place.runtime not in files:
+            files[place.runtime] = _exported(model, example, place, places)
+        file = files[place.runtime]
+        latency = places[place.name].time(file, file)
+        metrics |= {
+            target.metric("size_bytes", place): float(size_bytes(file)),
+            target.metric("latency_ms", place): min(latency.latency_ms, latency.baseline_latency_ms),
+            target.metric("latency_ratio", place): 1.0,
+        }
+    first, size = files[target.runtime], cost(model, example)
+    metrics |= {
+        "download_bytes": float(download_bytes(first)),
+        "accuracy": _score(first, data["validation"], task, places[target.alone.name]),
         "macs": float(size.macs),
         "params": float(size.params),
     }
     weights = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in model.state_dict().items()}
-    baseline = Baseline(weights=weights, layers=layers, onnx=file, metrics=metrics, target=target)
+    baseline = Baseline(weights=weights, layers=layers, files=files, metrics=metrics, target=target)
     _store(baseline, folder)
     return baseline
 
@@ -114,12 +125,13 @@ def load_baseline(folder: Path) -> Baseline:
     """What `make_baseline` stored. Raises `RunFolderError` when it is missing or damaged."""
     try:
         stored = json.loads((folder / "baseline.json").read_text())
+        target = Target.model_validate(stored["target"])
         return Baseline(
             weights=load_tensors((folder / "weights.safetensors").read_bytes()),
             layers=Layers.model_validate(stored["layers"]),
-            onnx=(folder / stored.get("file", "model.onnx")).read_bytes(),
+            files={runtime: (folder / name).read_bytes() for runtime, name in stored["files"].items()},
             metrics=stored["metrics"],
-            target=Target.model_validate(stored["target"]),
+            target=target,
         )
     except Exception as error:
         raise RunFolderError(
@@ -145,14 +157,14 @@ def load_split(task: Task, split: Split) -> Pairs:
     return inputs, targets
 
 
-def check_parity(model: nn.Module, file: bytes, example: Nested, target: Target) -> float:
+def check_parity(model: nn.Module, file: bytes, example: Nested, place: Place) -> float:
     """The largest difference between the outputs of the uncompressed `model` and of its exported file for a batch (n, ...).
 
     As a share of the largest output. Raises `TaskError` when it is more than rounding can make.
     """
     with torch.no_grad():
         expected = nested.each(lambda part: part.numpy(), nested.call(model, example))
-    got = outputs_of(file, nested.each(lambda part: part.numpy(), example), target)
+    got = place.outputs(file, nested.each(lambda part: part.numpy(), example))
     if nested.shapes(got) != nested.shapes(expected):
         raise TaskError(f"the exported file gives {nested.shapes(got)}, the model {nested.shapes(expected)}")
     gap = max(_gap(*pair) for pair in zip(nested.arrays(got), nested.arrays(expected), strict=True))
@@ -173,9 +185,22 @@ def as_tensors(split: Pairs) -> tuple[Nested, Nested]:
     return nested.each(torch.tensor, inputs), nested.each(torch.tensor, targets)
 
 
-def _score(file: bytes, split: Pairs, task: Task, target: Target) -> float:
+def _exported(model: nn.Module, example: Nested, place: Target, places: Places) -> bytes:
     try:
-        value = score(file, split, task, target)
+        file = runtime_of(place).export(model, example)
+    except ExportError as error:
+        raise TaskError(f"the uncompressed model cannot be exported for {place.runtime}: {error}") from error
+    check_parity(model, file, example, places[place.name])
+    return file
+
+
+def _names(target: Target) -> str:
+    return " and ".join(place.name for place in target.each)
+
+
+def _score(file: bytes, split: Pairs, task: Task, place: Place) -> float:
+    try:
+        value = score(file, split, task, place)
     except DivergedError as error:
         raise TaskError(f"the uncompressed model cannot be judged: {error}; score() must give a finite number") from error
     except Exception as error:
@@ -197,11 +222,13 @@ def _checked(function: Callable[[], T], name: str = "model()") -> T:
 
 def _store(baseline: Baseline, folder: Path) -> None:
     write_whole(folder / "weights.safetensors", save_tensors(baseline.weights))
-    write_whole(folder / runtime_of(baseline.target).file, baseline.onnx)
+    names = {place.runtime: file_name(baseline.target, place) for place in baseline.target.each}
+    for runtime, name in names.items():
+        write_whole(folder / name, baseline.files[runtime])
     stored = {
         "version": 1,
         "target": baseline.target.model_dump(mode="json"),
-        "file": runtime_of(baseline.target).file,
+        "files": names,
         "metrics": baseline.metrics,
         "layers": baseline.layers.model_dump(mode="json"),
     }

@@ -18,10 +18,13 @@ from autocompress.errors import ExportError, InputError, PolicyError, TaskError
 from autocompress.experiment import Experiment, is_guided, load_experiment
 from autocompress.graph import trace
 from autocompress.layer import Layers
+from autocompress.measure import here
 from autocompress.nested import Nested
+from autocompress.opened import Options
 from autocompress.policy import Policy
 from autocompress.probe import probe
 from autocompress.runtimes import runtime_of
+from autocompress.target import Target
 from autocompress.task import Array, Split, Task
 from autocompress.unpacked import unpacked
 
@@ -42,9 +45,9 @@ class Finding:
     layers: Layers | None = None
 
 
-def check(file: Path) -> Iterator[Finding]:
+def check(file: Path, options: Options | None = None) -> Iterator[Finding]:
     """Looks at one thing after another; the first that a search could not work with raises `InputError`."""
-    experiment = load_experiment(file)
+    experiment = (options or Options()).apply(load_experiment(file))
     yield Finding("experiment", _in_words(experiment))
     task = experiment.task
     data = {**load_data(task), "test": load_split(task, "test")}
@@ -64,13 +67,15 @@ def check(file: Path) -> Iterator[Finding]:
     yield _loss(task, model, example, wanted)
     yield _score(task, model, data["validation"])
     yield _space(experiment, layers)
-    yield _export(experiment, model, example)
+    for place in experiment.target.each:
+        yield _export(place, model, example)
 
 
 def _in_words(experiment: Experiment) -> str:
     objectives = ", ".join(objective.metric for objective in experiment.parsed_objectives)
     limits = ", ".join(limit.text for limit in experiment.parsed_limits) or "no limits"
-    return f"{type(experiment.task).__name__}; objectives {objectives}; {limits}; {experiment.target.runtime}"
+    targets = " and ".join(place.name for place in experiment.target.each)
+    return f"{type(experiment.task).__name__}; objectives {objectives}; {limits}; {targets}"
 
 
 def _in_figures(part: Nested) -> str:
@@ -179,14 +184,13 @@ def _space(experiment: Experiment, layers: Layers) -> Finding:
     return Finding("space", f"{len(seen[0])} parameters, {_SAMPLES} samples valid")
 
 
-def _export(experiment: Experiment, model: nn.Module, inputs: Nested) -> Finding:
-    runtime = runtime_of(experiment.target)
+def _export(target: Target, model: nn.Module, inputs: Nested) -> Finding:
     try:
-        file = runtime.export(model.eval(), inputs)
+        file = runtime_of(target).export(model.eval(), inputs)
     except ExportError as error:
-        raise TaskError(f"the model cannot be exported to {experiment.target.runtime}: {error}") from error
-    gap = check_parity(model, file, inputs, experiment.target)
-    return Finding("export", f"{len(file):,} bytes, outputs within {gap:.1g} of the largest of the model's")
+        raise TaskError(f"the model cannot be exported to {target.runtime}: {error}") from error
+    gap = check_parity(model, file, inputs, here(target)[target.name])
+    return Finding(f"export, {target.runtime}", f"{len(file):,} bytes, outputs within {gap:.1g} of the largest of the model's")
 
 
 def _called(name: str, function: Callable[[], T]) -> T:

@@ -130,6 +130,7 @@ def cli(state: State, *, debug: bool) -> None:
 @click.option("--tracking-uri", help="Where MLflow keeps its runs. [default: sqlite:///<this folder>/mlflow.db]")
 @click.option("--seed", type=int, help="A seed instead of the experiment's.")
 @click.option("--limit", "limits", multiple=True, help="Instead of the experiment's, e.g. 'size <= 100 kB'. May be repeated.")
+@click.option("--target", "targets", multiple=True, help="Where it will run, e.g. openvino-cpu:2threads. May be repeated.")
 @click.option("--costs", type=click.Path(path_type=Path), help="A cost table from `autocompress profile`, perhaps elsewhere.")
 @click.option("--quiet", is_flag=True, help="No progress, only the front.")
 @click.pass_obj
@@ -148,6 +149,7 @@ def search(
     tracking_uri: str | None,
     seed: int | None,
     limits: tuple[str, ...],
+    targets: tuple[str, ...],
     costs: Path | None,
     quiet: bool,
 ) -> None:
@@ -168,6 +170,7 @@ def search(
         seed=seed,
         limits=limits,
         costs=None if costs is None else str(costs),
+        targets=targets,
     )
     console = _console()
     with open_view(console, quiet=quiet) as view:
@@ -271,21 +274,22 @@ def front(*, run: Path) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--pick", default="knee", show_default=True, help="knee, smallest, fastest, best, or the number of a trial.")
 @click.option("--max-drop", type=float, help="Accuracy it may lose at most. [default: 0.01, or more where none keeps to that]")
+@click.option("--target", help="The file for this one of the targets that were searched for. [default: the first]")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder to write.")
-def export(*, run: Path, pick: str, max_drop: float | None, output: Path) -> None:
+def export(*, run: Path, pick: str, max_drop: float | None, target: str | None, output: Path) -> None:
     """Write a model of the front into a folder, and verify it.
 
     The folder has the model's file, policy.json, verify.json and a README.txt that shows how to use it.
     """
     from autocompress.export import export as deliver
     from autocompress.opened import open_run
-    from autocompress.verify import can_verify
+    from autocompress.verify import can_verify, read_claims
     from autocompress.verify import verify as measure_again
 
     console, opened = _console(), open_run(run)
-    result = deliver(opened, pick, output, max_drop=max_drop)
+    result = deliver(opened, pick, output, max_drop=max_drop, target=target)
     _print(console, f"trial {result.number} ({result.summary}) is in {output}")
-    if can_verify(opened.experiment().target):
+    if can_verify(read_claims(output).target):
         _show_checked(console, measure_again(output))
     else:
         _print(console, "not verified: its runtime needs autocompress")
@@ -322,12 +326,14 @@ def sync(*, run: Path, tracking_uri: str | None) -> None:
 
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path))
-def check(*, file: Path) -> None:
+@click.option("--target", "targets", multiple=True, help="Other targets than the experiment's. May be repeated.")
+def check(*, file: Path, targets: tuple[str, ...]) -> None:
     """Try out the experiment in FILE without searching."""
     from autocompress.check import check as look
+    from autocompress.opened import Options
 
     console = _console()
-    for finding in look(file):
+    for finding in look(file, Options(targets=targets)):
         mark = "[yellow]warn[/]" if finding.warning else "[green]ok[/]  "
         console.print(f"{mark} {finding.what}:", end=" ")
         _print(console, finding.found)
@@ -335,7 +341,8 @@ def check(*, file: Path) -> None:
             console.print(_layers_table(finding.layers))
             for name, reason in finding.layers.left_alone.items():
                 _print(console, f"     {name} is left alone: {reason}")
-    click.echo(f"{file} is ready: autocompress search {shlex.quote(str(file))}")
+    chosen = "".join(f" --target {shlex.quote(target)}" for target in targets)
+    click.echo(f"{file} is ready: autocompress search {shlex.quote(str(file))}{chosen}")
 
 
 @cli.command()
@@ -344,6 +351,7 @@ def check(*, file: Path) -> None:
 @click.option("--driver", default="tune", show_default=True, help="tune: many options at once, on Ray. local: one by one.")
 @click.option("--address", help="Join the Ray cluster at this address (`auto` on one of its nodes).")
 @click.option("--concurrency", type=int, help="At most so many options at once.")
+@click.option("--target", "targets", multiple=True, help="Other targets than the experiment's. May be repeated.")
 @click.option("--fresh", is_flag=True, help="Measure again what was measured before.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="A file to write the figures to, as JSON.")
 def sense(
@@ -353,6 +361,7 @@ def sense(
     driver: str,
     address: str | None,
     concurrency: int | None,
+    targets: tuple[str, ...],
     fresh: bool,
     output: Path | None,
 ) -> None:
@@ -362,7 +371,7 @@ def sense(
     from autocompress.sensitivity import sense as measure
 
     chosen, cache, console = _driver(driver, address, concurrency), cache_folder(), _console()
-    with _job(file, run) as job:
+    with _job(file, run, chosen, targets) as job:
         what = job.experiment.task, job.baseline, job.data
         known = None if fresh else stored(*what, cache)
         if known is None:
@@ -390,8 +399,11 @@ def sense(
 @click.option("--policies", type=click.IntRange(min=2), default=20, show_default=True, help="Whole policies to measure.")
 @click.option("--driver", default="tune", show_default=True, help="tune: where a search would time files. local: here.")
 @click.option("--address", help="Join the Ray cluster at this address (`auto` on one of its nodes).")
+@click.option("--target", help="Another target than the experiment's first.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default="costs.json", show_default=True, help="The file.")
-def profile(*, file: Path, run: Path | None, policies: int, driver: str, address: str | None, output: Path) -> None:
+def profile(
+    *, file: Path, run: Path | None, policies: int, driver: str, address: str | None, target: str | None, output: Path
+) -> None:
     """Measure what each layer takes on the target: time and bytes.
 
     The file that is written can be given to a search, also on another machine: `autocompress search FILE --costs costs.json`.
@@ -399,7 +411,7 @@ def profile(*, file: Path, run: Path | None, policies: int, driver: str, address
     from autocompress.report.costs import costs_lines, costs_table
 
     chosen, console = _driver(driver, address, None), _console()
-    with _job(file, run) as job:
+    with _job(file, run, chosen, () if target is None else (target,)) as job:
         chosen.check()
         costs = chosen.costs(job, policies)
     _write(output, costs.to_json(indent=1))
@@ -421,19 +433,22 @@ def init(*, folder: Path) -> None:
 
 
 @contextmanager
-def _job(file: Path, run: Path | None) -> "Iterator[Job]":
+def _job(file: Path, run: Path | None, driver: "Driver", targets: tuple[str, ...]) -> "Iterator[Job]":
     """The experiment in `file` with the uncompressed model of `run`, or with one that is made for this and not kept."""
     from autocompress.baseline import load_data, make_baseline
-    from autocompress.drivers import Job
+    from autocompress.drivers import Job, Site
     from autocompress.experiment import load_experiment
     from autocompress.folder import RunFolder
-    from autocompress.opened import open_run
+    from autocompress.opened import Options, open_run
 
-    experiment = load_experiment(file)
+    experiment = Options(targets=targets).apply(load_experiment(file))
     with tempfile.TemporaryDirectory(prefix="autocompress-") as passing:
         folder = RunFolder(run or passing)
         if run is None:
-            baseline = make_baseline(experiment.task, experiment.target, folder.baseline, seed=experiment.seed)
+            with driver.places(Site(experiment, file.resolve(), folder)) as places:
+                baseline = make_baseline(
+                    experiment.task, experiment.target, folder.baseline, seed=experiment.seed, places=places
+                )
         else:
             baseline = open_run(run).baseline()
             baseline.model(experiment.task)  # of another task it would fail in every worker

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from autocompress.errors import ExperimentError
+from autocompress.errors import ExperimentError, InputError, unknown_name
 from autocompress.halving import Halving
-from autocompress.objective import Limit, Objective
+from autocompress.objective import METRICS, Limit, Objective, base_of
 from autocompress.policy import Policy
 from autocompress.refitting import Refit
 from autocompress.target import Target
@@ -54,6 +54,7 @@ class Budget:
 class Experiment:
     """Everything a search needs to know.
 
+    With further targets (`Target.also`) the latency at each of them is an objective too, if latency is.
     `space` is a function ``(trial, layers, target) -> Policy``. `objectives` are metric names or `Objective`s, `limits`
     are written like ``"accuracy >= baseline - 0.01"``. `sampler` is "tpe", "nsga2", "random", or any Optuna sampler.
     `start` holds parameter dictionaries (as the space names them) that are tried first, or is a function that makes them
@@ -89,7 +90,13 @@ class Experiment:
 
     @property
     def parsed_objectives(self) -> tuple[Objective, ...]:
-        return tuple(Objective.of(objective) for objective in self.objectives)
+        found: dict[str, Objective] = {}
+        for objective in map(Objective.of, self.objectives):
+            places = self.target.each if objective.metric == "latency_ms" else self.target.each[:1]
+            for place in places:
+                metric = self.target.metric(objective.metric, place)
+                found.setdefault(metric, objective.model_copy(update={"metric": metric}))
+        return tuple(found.values())
 
     @property
     def parsed_limits(self) -> tuple[Limit, ...]:
@@ -160,7 +167,20 @@ def _check(experiment: Experiment, path: str | Path) -> None:
         raise ExperimentError(f"{path}: space must be a function (trial, layers, target) -> Policy, given {experiment.space!r}")
     if not experiment.parsed_objectives:
         raise ExperimentError(f"{path}: at least one objective is needed, e.g. objectives=('size_bytes', 'accuracy')")
-    _ = experiment.parsed_limits, experiment.target.menu
+    _ = experiment.target.menu
+    check_metrics(experiment)
+
+
+def check_metrics(experiment: Experiment) -> None:
+    """Raises `InputError` for a limit that cannot be read, and for a metric at a target that the search is not for."""
+    targets = [place.name for place in experiment.target.also]
+    wanted = [objective.metric for objective in experiment.parsed_objectives]
+    for metric in [*wanted, *(limit.metric for limit in experiment.parsed_limits)]:
+        _, _, place = metric.partition("/")
+        if place and base_of(metric) in METRICS and place not in targets:
+            if not targets:
+                raise InputError(f"{metric}: the search is for {experiment.target.name} alone")
+            raise unknown_name("further target", place, targets)
 
 
 def _nearest_file(file: Path) -> str:

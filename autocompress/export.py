@@ -9,33 +9,34 @@ from typing import get_args
 
 from autocompress.errors import InputError, RunFolderError, UnknownNameError, unknown_name
 from autocompress.experiment import Experiment
-from autocompress.front import USUAL_DROP, ParetoFront, Pick, TestScore
-from autocompress.measure import download_bytes, test_score
+from autocompress.front import USUAL_DROP, ParetoFront, Pick
+from autocompress.measure import download_bytes, here, test_score
 from autocompress.opened import Run
 from autocompress.result import Status, TrialResult
-from autocompress.runtimes import Runtime, runtime_of
+from autocompress.runtimes import Runtime, file_name, runtime_of
 from autocompress.runtimes.slot import INPUT, Slot
+from autocompress.target import Target
 from autocompress.verify import CLAIMS, POLICY, README, Claims
 
 _PICKS: tuple[Pick, ...] = get_args(Pick)
 
 
-def export(run: Run, pick: str, into: Path, *, max_drop: float | None) -> TrialResult:
+def export(run: Run, pick: str, into: Path, *, max_drop: float | None, target: str | None = None) -> TrialResult:
     """Writes the picked trial's file, policy, claims and usage text into the folder `into`, and returns the trial.
 
     `pick` is "knee", "smallest", "fastest" or "best" of the front, or the number of any complete trial. `max_drop`
     leaves out members whose accuracy is more than that below the uncompressed model's; None means `USUAL_DROP`, or no
-    such bound when no member keeps to that. Raises `InputError`.
+    such bound when no member keeps to that. `target` names one of those that were searched for; None is the first. Raises
+    `InputError`.
     """
-    front = run.front()
+    front, experiment = run.front(), run.experiment()
+    place = _place(experiment.target, target)
     result = choose(front, run.folder.results(), pick, max_drop=max_drop)
-    model = _content(run, result)
+    model = _content(run, result, file_name(experiment.target, place))
     _make(into)
-    experiment = run.experiment()
-    score = front.test.get(result.number) or test_score(model, experiment.task, experiment.target)
-    claims = _claims(run, front, result, model, score, experiment)
-    runtime = runtime_of(experiment.target)
-    usage = _usage(claims, result, runtime, runtime.load(model, experiment.target).inputs)
+    claims = _claims(run, front, result, model, experiment, place)
+    runtime = runtime_of(place)
+    usage = _usage(claims, result, runtime, runtime.load(model, place).inputs)
     (into / runtime.file).write_bytes(model)
     (into / POLICY).write_text(result.policy.to_json(indent=1))
     (into / README).write_text(usage)
@@ -57,6 +58,15 @@ def choose(front: ParetoFront, results: Sequence[TrialResult], pick: str, *, max
     if chosen is None:
         raise InputError(_nothing_to_pick(front, max_drop))
     return chosen
+
+
+def _place(target: Target, name: str | None) -> Target:
+    if name is None:
+        return target.alone
+    wanted = Target.parse(name)
+    if wanted not in target.each:
+        raise unknown_name("target of this run", wanted.name, [place.name for place in target.each])
+    return wanted
 
 
 def _by_number(results: Sequence[TrialResult], number: int) -> TrialResult:
@@ -87,8 +97,8 @@ def _nothing_to_pick(front: ParetoFront, max_drop: float | None) -> str:
     return "no trial is complete yet: there is nothing to export"
 
 
-def _content(run: Run, result: TrialResult) -> bytes:
-    file = run.folder.path / (result.model or "")
+def _content(run: Run, result: TrialResult, name: str) -> bytes:
+    file = (run.folder.path / (result.model or "")).with_name(name)
     try:
         return file.read_bytes()
     except OSError as error:
@@ -107,23 +117,27 @@ def _make(into: Path) -> None:
         raise InputError(f"cannot write to {into}: {error.strerror}; choose another folder with -o") from error
 
 
-def _claims(
-    run: Run, front: ParetoFront, result: TrialResult, model: bytes, score: TestScore, experiment: Experiment
-) -> Claims:
+def _claims(run: Run, front: ParetoFront, result: TrialResult, model: bytes, experiment: Experiment, place: Target) -> Claims:
+    whole, there = experiment.target, here(place)[place.name]
+    score, uncompressed = front.test.get(result.number), front.baseline_test
+    if place != whole.alone:
+        baseline = (run.folder.baseline / file_name(whole, place)).read_bytes()
+        score, uncompressed = None, test_score(baseline, experiment.task, there)
+    time = whole.metric("latency_ms", place)
     return Claims(
         trial=result.number,
         run=str(run.folder.path),
         sha256=hashlib.sha256(model).hexdigest(),
         size_bytes=len(model),
         download_bytes=download_bytes(model),
-        accuracy=score,
+        accuracy=score or test_score(model, experiment.task, there),
         validation_accuracy=result.metrics["accuracy"],
-        latency_ms=result.metrics["latency_ms"],
-        latency_ratio=result.metrics["latency_ratio"],
-        baseline_size_bytes=int(front.baseline["size_bytes"]),
-        baseline_latency_ms=front.baseline["latency_ms"],
-        baseline_accuracy=front.baseline_test,
-        target=experiment.target,
+        latency_ms=result.metrics[time],
+        latency_ratio=result.metrics[whole.metric("latency_ratio", place)],
+        baseline_size_bytes=int(front.baseline[whole.metric("size_bytes", place)]),
+        baseline_latency_ms=front.baseline[time],
+        baseline_accuracy=uncompressed,
+        target=place,
         environment=result.environment,
     )
 

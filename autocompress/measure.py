@@ -4,8 +4,9 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import zstandard
@@ -51,7 +52,39 @@ class Latency:
         return self.latency_ms / self.baseline_latency_ms
 
 
-Timer = Callable[[bytes], Latency]
+class Place(Protocol):
+    """Where the files of one target are run: this process, or a machine that has the device."""
+
+    def time(self, model: bytes, baseline: bytes) -> Latency:
+        """As `measure_latency`."""
+
+    def outputs(self, model: bytes, inputs: Nested) -> Nested:
+        """The outputs of the file for inputs (n, ...)."""
+
+
+# By the name of the target.
+Places = Mapping[str, Place]
+
+
+@dataclass(frozen=True)
+class Here:
+    """Files of `target`, which has no further ones, run in this process."""
+
+    target: Target
+    lane: Lane = field(default_factory=Lane)
+
+    def time(self, model: bytes, baseline: bytes) -> Latency:
+        return measure_latency(model, baseline, self.target, lane=self.lane)
+
+    def outputs(self, model: bytes, inputs: Nested) -> Nested:
+        with self.lane.shared():
+            return outputs_of(model, inputs, self.target)
+
+
+def here(target: Target) -> Places:
+    """All of the target's files run in this process."""
+    lane = Lane()
+    return {place.name: Here(place, lane) for place in target.each}
 
 
 def size_bytes(model: bytes) -> int:
@@ -100,10 +133,10 @@ def outputs_of(model: bytes, inputs: Nested, target: Target) -> Nested:
     return nested.join([session(batch) for batch in nested.split(inputs, _SCORE_BATCH)])
 
 
-def score(model: bytes, data: tuple[Nested, Nested], task: Task, target: Target) -> float:
+def score(model: bytes, data: tuple[Nested, Nested], task: Task, place: Place) -> float:
     """The task's score of the file. Raises `DivergedError` when it is not finite."""
     inputs, targets = data
-    return checked_score(task, outputs_of(model, inputs, target), targets)
+    return checked_score(task, place.outputs(model, inputs), targets)
 
 
 def checked_score(task: Task, outputs: Nested, targets: Nested) -> float:
@@ -114,10 +147,10 @@ def checked_score(task: Task, outputs: Nested, targets: Nested) -> float:
     return value
 
 
-def test_score(model: bytes, task: Task, target: Target) -> TestScore:
+def test_score(model: bytes, task: Task, place: Place) -> TestScore:
     """The score of the file on the test split, with its confidence interval."""
     inputs, targets = task.data("test")
-    outputs = outputs_of(model, inputs, target)
+    outputs = place.outputs(model, inputs)
     low, high = task.interval(outputs, targets)
     return TestScore(accuracy=checked_score(task, outputs, targets), low=low, high=high, examples=nested.count(targets))
 

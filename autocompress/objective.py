@@ -22,7 +22,7 @@ _BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "KiB": 1024.0, "MiB": 1024.0**2}
 _TIMES = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 _SHARES = {"%": 0.01}
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?"
-_LIMIT = re.compile(r"^\s*(\w+)\s*(<=|>=)\s*(.+?)\s*$")
+_LIMIT = re.compile(r"^\s*(\w+(?:/[\w:-]+)?)\s*(<=|>=)\s*(.+?)\s*$")
 _PLAIN = re.compile(rf"^({_NUMBER})\s*([a-z%]*)$", re.IGNORECASE)
 _SHIFTED = re.compile(rf"^baseline\s*(?:([+-])\s*({_NUMBER})\s*([a-z%]*))?$", re.IGNORECASE)
 _SCALED = re.compile(rf"^(?:({_NUMBER})\s*\*\s*baseline|baseline\s*([*/])\s*({_NUMBER}))$", re.IGNORECASE)
@@ -36,16 +36,17 @@ class Objective(Noun):
 
     @classmethod
     def of(cls, metric: "str | Objective") -> "Objective":
-        """The objective of a metric by its name (`size` is short for `size_bytes`, and so on).
+        """The objective of a metric by its name (`size` is short for `size_bytes`, and so on; ``latency/openvino-cpu`` is the
+        latency at a further target).
 
         Raises `UnknownNameError`; a metric of the task's own is given as `Objective(metric=..., goal=...)`.
         """
         if isinstance(metric, Objective):
             return metric
-        name = _SHORT.get(metric, metric)
-        if name not in METRICS:
+        name = _long(metric)
+        if base_of(name) not in METRICS:
             raise unknown_name("metric", metric, METRICS)
-        return cls(metric=name, goal=METRICS[name])
+        return cls(metric=name, goal=METRICS[base_of(name)])
 
     def better(self, left: float, right: float) -> bool:
         return left < right if self.goal == "min" else left > right
@@ -70,7 +71,7 @@ class Limit(Noun):
         if match is None:
             raise _unreadable(text)
         name, op, bound = match.groups()
-        metric = _SHORT.get(name, name)
+        metric = _long(name)
         if plain := _PLAIN.match(bound):
             factor, offset = 0.0, float(plain[1]) * _unit(plain[2], metric, text)
         elif shifted := _SHIFTED.match(bound):
@@ -100,6 +101,16 @@ class Limit(Noun):
         return gap if self.op == "<=" else -gap
 
 
+def base_of(metric: str) -> str:
+    """The metric without the target it was measured at: ``latency_ms`` of ``latency_ms/openvino-cpu``."""
+    return metric.partition("/")[0]
+
+
+def _long(metric: str) -> str:
+    name, slash, place = metric.partition("/")
+    return _SHORT.get(name, name) + slash + place
+
+
 def _metric(name: str, metrics: dict[str, float]) -> float:
     if name not in metrics:
         raise unknown_name("metric", name, metrics)
@@ -107,7 +118,7 @@ def _metric(name: str, metrics: dict[str, float]) -> float:
 
 
 def _unit(unit: str, metric: str, text: str) -> float:
-    units = _units_of(metric)
+    units = _units_of(base_of(metric))
     for name, factor in units.items():
         if unit.lower() == name.lower():
             return factor

@@ -9,19 +9,20 @@ from typing import Literal
 
 from autocompress.baseline import Baseline, load_baseline
 from autocompress.errors import InputError, RunFolderError, unknown_name
-from autocompress.experiment import Budget, Experiment, load_experiment
+from autocompress.experiment import Budget, Experiment, check_metrics, load_experiment
 from autocompress.folder import RunFolder
 from autocompress.front import ParetoFront
 from autocompress.noun import Noun
 from autocompress.sampling import SAMPLERS
 from autocompress.space import load_space, load_start
+from autocompress.target import Target
 
 
 class Options(Noun):
     """What was asked for beside the experiment file; what is None or empty is as the experiment says.
 
     `trials` and `minutes` replace the whole budget: with `minutes` alone the number of trials is not bounded. `costs` is the
-    file of a cost table made elsewhere.
+    file of a cost table made elsewhere, `targets` are names as `Target.parse` reads them.
     """
 
     space: str | None = None
@@ -31,6 +32,7 @@ class Options(Noun):
     seed: int | None = None
     limits: tuple[str, ...] = ()
     costs: str | None = None
+    targets: tuple[str, ...] = ()
 
     def apply(self, experiment: Experiment) -> Experiment:
         """The experiment with these options. Raises `InputError` for what cannot be used."""
@@ -44,9 +46,11 @@ class Options(Noun):
             experiment = replace(experiment, sampler=self.sampler)
         if self.seed is not None:
             experiment = replace(experiment, seed=self.seed)
+        if self.targets:
+            experiment = replace(experiment, target=Target.parse(*self.targets))
         if self.limits:
             experiment = replace(experiment, limits=self.limits)
-        _ = experiment.parsed_limits
+        check_metrics(experiment)
         return experiment
 
 

@@ -5,7 +5,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,11 +14,11 @@ import optuna
 
 from autocompress import nested
 from autocompress.baseline import Baseline, load_data, make_baseline
-from autocompress.drivers import Driver, Job
+from autocompress.drivers import Driver, Job, Site
 from autocompress.errors import InputError, RunFolderError, TaskError, TrialError
 from autocompress.experiment import Experiment, load_experiment
 from autocompress.folder import RunFolder, write_whole
-from autocompress.front import ParetoFront, TestScore
+from autocompress.front import ParetoFront
 from autocompress.importance import write_importance
 from autocompress.listeners import FrontFile, Listeners, Silent, View
 from autocompress.measure import test_score
@@ -129,7 +129,7 @@ def conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str,
         recorded = folder.results()
         if not (folder.baseline / "baseline.json").exists():
             view.say("preparing the uncompressed model: train if the task trains, export, measure")
-        baseline = _baseline(experiment, folder)
+        baseline = _baseline(Site(experiment, run.experiment_file, folder), driver)
         data = load_data(experiment.task)
         job = Job(experiment=experiment, experiment_file=run.experiment_file, folder=folder, baseline=baseline, data=data)
         live = FrontFile(folder, experiment, baseline.metrics)
@@ -159,7 +159,7 @@ def conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str,
             tracker.close(None)
             raise KeyboardInterrupt
         view.say(f"the search has ended: {search.reason}")
-        front = _finish(run, experiment, baseline, live, tracker, view)
+        front = _finish(run, job, driver, live, tracker, view)
         return Ended(front, interrupted=search.reason == "interrupted")
 
 
@@ -181,24 +181,25 @@ def _search(run: Run, job: Job, driver: Driver, recorded: Sequence[TrialResult],
     )
 
 
-def _baseline(experiment: Experiment, folder: RunFolder) -> Baseline:
+def _baseline(site: Site, driver: Driver) -> Baseline:
+    experiment, folder = site.experiment, site.folder.baseline
+    there = (folder / "baseline.json").exists()
     try:
-        baseline = make_baseline(experiment.task, experiment.target, folder.baseline, seed=experiment.seed)
+        with nullcontext() if there else driver.places(site) as places:
+            baseline = make_baseline(experiment.task, experiment.target, folder, seed=experiment.seed, places=places)
     except TrialError as error:
         raise TaskError(f"the uncompressed model cannot be exported and measured: {error}") from error
     baseline.model(experiment.task)  # a model that was changed since would fail in every trial
     return baseline
 
 
-def _finish(
-    run: Run, experiment: Experiment, baseline: Baseline, live: FrontFile, tracker: MlflowTracker, view: View
-) -> ParetoFront:
-    folder = run.folder
+def _finish(run: Run, job: Job, driver: Driver, live: FrontFile, tracker: MlflowTracker, view: View) -> ParetoFront:
+    folder, experiment, baseline = run.folder, job.experiment, job.baseline
     front, results = live.write(), folder.results()
     problem: Exception | None = None
     view.say(f"measuring the front ({len(front.members)} models) and the uncompressed model on the test split")
     try:
-        front = _tested(front, folder, experiment, baseline)
+        front = _tested(front, job, driver)
     except Exception as error:  # noqa: BLE001  # a user's function: it must not cost the report of a long search
         problem = error
     write_whole(folder.front_json, front.to_json(indent=1))
@@ -219,18 +220,17 @@ def _finish(
     return front
 
 
-def _tested(front: ParetoFront, folder: RunFolder, experiment: Experiment, baseline: Baseline) -> ParetoFront:
+def _tested(front: ParetoFront, job: Job, driver: Driver) -> ParetoFront:
     """The front with the test scores it has not yet: each file is scored once in its life."""
-
-    def score(model: bytes) -> TestScore:
-        return test_score(model, experiment.task, experiment.target)
-
-    test = dict(front.test)
-    for member in front.members:
-        file = folder.path / (member.model or "")
-        if member.number not in test and file.is_file():
-            test[member.number] = score(file.read_bytes())
-    return front.model_copy(update={"test": test, "baseline_test": front.baseline_test or score(baseline.onnx)})
+    files = {member.number: job.folder.path / (member.model or "") for member in front.members}
+    missing = {number: file for number, file in files.items() if number not in front.test and file.is_file()}
+    if front.baseline_test is not None and not missing:
+        return front
+    with driver.places(job) as places:
+        place = places[job.experiment.target.alone.name]
+        test = {number: test_score(file.read_bytes(), job.experiment.task, place) for number, file in missing.items()}
+        uncompressed = front.baseline_test or test_score(job.baseline.file, job.experiment.task, place)
+    return front.model_copy(update={"test": front.test | test, "baseline_test": uncompressed})
 
 
 def _settings(note: RunNote, experiment: Experiment) -> dict[str, str]:
@@ -243,8 +243,7 @@ def _settings(note: RunNote, experiment: Experiment) -> dict[str, str]:
         "sampler": sampler,
         "seed": str(experiment.seed),
         "budget": " or ".join(end for end in ends if end),
-        "target": f"{experiment.target.runtime} on {experiment.target.device}, batch {experiment.target.batch_size}, "
-        f"{experiment.target.threads} thread(s)",
+        "target": " and ".join(place.name for place in experiment.target.each),
         **experiment.settings,
     }
 

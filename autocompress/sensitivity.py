@@ -369,7 +369,7 @@ def _key(task: Task, baseline: Baseline, data: Data, wanted: Sequence[Option]) -
     for name, array in sorted(baseline.weights.items()):
         text.update(f"{name} {array.dtype} {array.shape}".encode())
         text.update(np.ascontiguousarray(array).tobytes())
-    text.update(baseline.onnx)
+    text.update(baseline.file)
     for name, part in nested.named(_subset(data), "").items():
         text.update(f"{name}{part.dtype} {part.shape}".encode())
         text.update(np.ascontiguousarray(part).tobytes())

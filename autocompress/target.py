@@ -1,11 +1,16 @@
 """Where the compressed model will run, and what pays there."""
 
-from typing import Literal
+import math
+import re
+from typing import Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 
-from autocompress.errors import unknown_name
-from autocompress.noun import Noun
+from autocompress.errors import InputError, unknown_name
+from autocompress.noun import Noun, first_problem
+
+Device = Literal["cpu", "cuda"]
+_SETTING = re.compile(r"^(?:(?P<threads>\d+)threads?|batch(?P<batch_size>\d+))$")
 
 
 class Menu(Noun):
@@ -45,18 +50,102 @@ MENUS: dict[str, Menu] = {"onnxruntime": _ONNX, "openvino": _ONNX, "torch": _TOR
 class Target(Noun):
     """One runtime on one device: the place where size, latency and accuracy are measured.
 
-    `batch_size` examples are timed at once, on `threads` threads.
+    `batch_size` examples are timed at once, on `threads` threads. `also` holds further targets: each policy is exported for
+    them too, and the time and the bytes there are metrics of their own, such as ``latency_ms/openvino-cpu``.
     """
 
     runtime: str = "onnxruntime"
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Device = "cpu"
     batch_size: int = Field(default=1, ge=1)
     threads: int = Field(default=1, ge=1)
+    also: tuple["Target", ...] = ()
+
+    @classmethod
+    def parse(cls, *names: str) -> "Target":
+        """The target of a name like ``openvino-cpu:2threads:batch16``; of several, the first with the others beside it.
+
+        What is not named is as in `Target()`. Raises `InputError` that shows the form.
+        """
+        first, *others = (_parsed(name) for name in names)
+        try:
+            return cls(**first.model_dump(exclude={"also"}), also=tuple(others))
+        except ValidationError as error:
+            raise InputError(f"cannot search for {' and '.join(names)}: {first_problem(error)}") from error
+
+    @model_validator(mode="after")
+    def _are_different(self) -> Self:
+        if any(other.also for other in self.also):
+            raise ValueError("the targets in `also` cannot have further ones; list them all in one")
+        names = [place.name for place in self.each]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"the target {twice} is given twice")
+        return self
+
+    @property
+    def place(self) -> str:
+        """The runtime and its device, such as ``onnxruntime-cpu``."""
+        return f"{self.runtime}-{self.device}"
+
+    @property
+    def name(self) -> str:
+        """What `parse` reads: the place, and the settings that are not the usual ones."""
+        threads = f":{self.threads}threads" if self.threads > 1 else ""
+        return self.place + threads + (f":batch{self.batch_size}" if self.batch_size > 1 else "")
+
+    @property
+    def alone(self) -> "Target":
+        return self.model_copy(update={"also": ()})
+
+    @property
+    def each(self) -> "tuple[Target, ...]":
+        """This target by itself, then the further ones."""
+        return self.alone, *self.also
+
+    def metric(self, name: str, place: "Target") -> str:
+        """What the metric is called at `place`, one of `each`: its own name at the first, elsewhere with that of the place."""
+        return name if place == self.alone else f"{name}/{place.name}"
 
     @property
     def menu(self) -> Menu:
-        """Raises `UnknownNameError` for a runtime nobody has written."""
-        try:
-            return MENUS[self.runtime]
-        except KeyError:
-            raise unknown_name("runtime", self.runtime, MENUS) from None
+        """What all of them can make use of.
+
+        Raises `UnknownNameError` for a runtime nobody has written, `InputError` when they have nothing in common.
+        """
+        menus = []
+        for place in self.each:
+            if place.runtime not in MENUS:
+                raise unknown_name("runtime", place.runtime, MENUS)
+            menus.append(MENUS[place.runtime])
+        common = menus[0] if len(menus) == 1 else _common(menus)
+        if not (common.weight_bits and common.activation_bits):
+            raise InputError(f"no policy suits all of {', '.join(place.name for place in self.each)}: they store no bits alike")
+        return common
+
+
+def _parsed(name: str) -> Target:
+    place, *settings = name.split(":")
+    runtime, _, device = place.rpartition("-")
+    found: dict[str, str | int] = {"runtime": runtime, "device": device} if device in get_args(Device) else {"runtime": place}
+    for setting in settings:
+        match = _SETTING.match(setting)
+        if match is None or not int(match[match.lastgroup or 0]):
+            raise InputError(
+                f"cannot read the target {name!r}; write it like 'onnxruntime-cpu' or 'openvino-cpu:2threads:batch16'"
+            )
+        found[str(match.lastgroup)] = int(match[match.lastgroup or 0])
+    target = Target.model_validate(found)
+    _ = target.menu
+    return target
+
+
+def _common(menus: list[Menu]) -> Menu:
+    """What is on every one of them; channel counts suit the choosiest. What one multiplies in integers, all store for it."""
+    first, *others = menus
+    return Menu(
+        weight_bits=tuple(bits for bits in first.weight_bits if all(bits in menu.weight_bits for menu in others)),
+        activation_bits=tuple(bits for bits in first.activation_bits if all(bits in menu.activation_bits for menu in others)),
+        weight_sparsity=all(menu.weight_sparsity for menu in menus),
+        channel_multiple=math.lcm(*(menu.channel_multiple for menu in menus)),
+        integer_weight_bits=min(menu.integer_weight_bits for menu in menus),
+        integer_kinds=tuple(kind for kind in first.integer_kinds if all(kind in menu.integer_kinds for menu in others)),
+    )

@@ -23,12 +23,12 @@ from autocompress.fast import in_fast_layout
 from autocompress.finetune import evaluate, finetune, student_outputs
 from autocompress.folder import write_whole
 from autocompress.lane import Lane
-from autocompress.measure import Timer, checked_score, download_bytes, measure_latency, outputs_of, score, size_bytes
+from autocompress.measure import Place, Places, checked_score, download_bytes, here, score, size_bytes
 from autocompress.nested import Nested
 from autocompress.policy import Policy
 from autocompress.probe import cost
 from autocompress.result import Rung, Status, TrialResult
-from autocompress.runtimes import runtime_of
+from autocompress.runtimes import file_name, runtime_of
 from autocompress.runtimes.machine import environment
 from autocompress.target import Target
 from autocompress.task import Array, Task
@@ -61,7 +61,7 @@ def run_trial(
     number: int,
     seed: int,
     folder: Path,
-    timer: Timer | None = None,
+    places: Places | None = None,
     rungs: Sequence[float] = RUNGS,
     screened: bool = False,
     keep_student: bool = True,
@@ -83,7 +83,7 @@ def run_trial(
         number=number,
         seed=seed,
         folder=folder,
-        timer=timer,
+        places=places,
         rungs=rungs,
         screened=screened,
         keep_student=keep_student,
@@ -122,7 +122,7 @@ def trial_rungs(
     number: int,
     seed: int,
     folder: Path,
-    timer: Timer | None = None,
+    places: Places | None = None,
     rungs: Sequence[float] = RUNGS,
     screened: bool = False,
     keep_student: bool = True,
@@ -130,15 +130,18 @@ def trial_rungs(
 ) -> Generator[Rung, None, TrialResult]:
     """A trial that pauses at every rung: yields it, and returns the result.
 
-    `data` holds the train and validation splits, `folder` is where the file and ``policy.json`` go, and with
+    `data` holds the train and validation splits, `folder` is where the files and ``policy.json`` go, and with
     `keep_student` the checkpoint.
-    `timer` times an exported file; without one it is timed in this process, while nothing else on this machine trains.
+    `places` says where exported files run; by default in this process, and they are timed while nothing else on this
+    machine trains.
     `rungs` are shares of the fine-tuning steps. With `screened` the file is exported, measured and scored at the first rung
     already, for who stops bad trials there; it stays the one when no training makes a better one of it. `checkpoint` is that
     of another trial of a policy that differs in fine-tuning only: training goes on from there. What goes wrong in the trial
     makes it FAILED; only a policy that does not fit the network or the target raises (`InputError`).
     """
     policy.check(baseline.layers, target.menu)
+    places = here(target) if places is None else places
+    first = places[target.alone.name]
     clock = _Clock()
     reached: list[Rung] = []
     metrics: dict[str, float] = {}
@@ -155,13 +158,19 @@ def trial_rungs(
             with clock.stage("evaluate"):
                 return evaluate(model, task, data["validation"], lane=lane)
 
-        def exported(model: nn.Module) -> bytes:
+        def exported(model: nn.Module) -> dict[str, bytes]:
             with clock.stage("export"), lane.shared():
-                return runtime_of(target).export(_for_export(model), examples)
+                plain = _for_export(model)
+                runtimes = dict.fromkeys(place.runtime for place in target.each)
+                return {name: runtime_of(Target(runtime=name)).export(plain, examples) for name in runtimes}
 
-        def measured(file: bytes, model: nn.Module) -> dict[str, float]:
+        def measured(files: dict[str, bytes], model: nn.Module) -> dict[str, float]:
             with clock.stage("measure"):
-                return _measure(file, model, target, baseline, examples, timer, lane)
+                return _measure(files, model, target, baseline, examples, places)
+
+        def compared(files: dict[str, bytes], model: nn.Module) -> None:
+            with clock.stage("evaluate"):
+                _compare_further(files, model, teacher, target, data, places, lane)
 
         with clock.stage("compress"), lane.shared():
             order = np.random.default_rng(seed).permutation(nested.count(inputs))
@@ -170,12 +179,13 @@ def trial_rungs(
             if checkpoint is not None:
                 _restore(student, checkpoint)
             student = in_fast_layout(student, nested.take(calibration, slice(_EXAMPLES)))
-        file, early, untrained = b"", {}, None
+        files, early, untrained = {}, {}, None
         if screened:
-            file = exported(student)
-            early = measured(file, student)
+            files = exported(student)
+            compared(files, student)
+            early = measured(files, student)
             with clock.stage("evaluate"):
-                untrained = _first_score(file, student, teacher, task, target, data, lane)
+                untrained = _first_score(files[target.runtime], student, teacher, task, first, data, lane)
         for rung in clock.each(
             "finetune",
             finetune(
@@ -188,13 +198,15 @@ def trial_rungs(
         if untrained is not None and best.step == 0:
             metrics = {**early, "accuracy": untrained}
         else:
-            file = exported(student)
+            files = exported(student)
+            compared(files, student)
             with clock.stage("evaluate"):
-                accuracy = _score(file, task, target, data, lane, expected=best.accuracy)
-            metrics = {**measured(file, student), "accuracy": accuracy}
+                accuracy = _score(files[target.runtime], task, first, data, expected=best.accuracy)
+            metrics = {**measured(files, student), "accuracy": accuracy}
         if keep_student:
             write_whole(folder / CHECKPOINT, _checkpoint(student))
-        write_whole(folder / runtime_of(target).file, file)
+        for place in target.each:
+            write_whole(folder / file_name(target, place), files[place.runtime])
         write_whole(folder / "policy.json", policy.to_json(indent=1))
     except InputError:  # nothing that another policy could avoid
         raise
@@ -219,55 +231,67 @@ def trial_rungs(
 
 
 def _measure(
-    file: bytes,
+    files: dict[str, bytes],
     student: nn.Module,
     target: Target,
     baseline: Baseline,
     examples: Nested,
-    timer: Timer | None,
-    lane: Lane,
+    places: Places,
 ) -> dict[str, float]:
-    """What the file costs; its score is another matter."""
+    """What the files cost; their score is another matter."""
     device = next(student.parameters()).device
     size = cost(student, nested.each(lambda part: part.to(device), examples))
-    latency = timer(file) if timer is not None else measure_latency(file, baseline.onnx, target, lane=lane)
-    return {
-        "size_bytes": float(size_bytes(file)),
-        "download_bytes": float(download_bytes(file)),
-        "latency_ms": latency.ratio * baseline.metrics["latency_ms"],
-        "latency_ratio": latency.ratio,
-        "latency_measured_ms": latency.latency_ms,
+    metrics = {
+        "download_bytes": float(download_bytes(files[target.runtime])),
         "macs": float(size.macs),
         "params": float(size.params),
     }
+    for place in target.each:
+        file, name = files[place.runtime], target.metric("latency_ms", place)
+        latency = places[place.name].time(file, baseline.files[place.runtime])
+        metrics |= {
+            target.metric("size_bytes", place): float(size_bytes(file)),
+            name: latency.ratio * baseline.metrics[name],
+            target.metric("latency_ratio", place): latency.ratio,
+            target.metric("latency_measured_ms", place): latency.latency_ms,
+        }
+    return metrics
 
 
-def _score(file: bytes, task: Task, target: Target, data: Data, lane: Lane, *, expected: float) -> float:
-    with lane.shared():
-        accuracy = score(file, data["validation"], task, target)
+def _score(file: bytes, task: Task, place: Place, data: Data, *, expected: float) -> float:
+    accuracy = score(file, data["validation"], task, place)
     low, high = task.score_range
     if abs(accuracy - expected) > _SCORE_GAP * (high - low):
         raise ExportError(f"the exported file scores {accuracy:.4f}, the student it was made from {expected:.4f}")
     return accuracy
 
 
-def _first_score(
-    file: bytes, student: nn.Module, teacher: Teacher, task: Task, target: Target, data: Data, lane: Lane
-) -> float:
-    """The score of the file of a student that nothing is known of; a few of its outputs are compared with the student's.
-
-    By how much they differ is judged by how much outputs differ from example to example.
-    """
+def _first_score(file: bytes, student: nn.Module, teacher: Teacher, task: Task, place: Place, data: Data, lane: Lane) -> float:
+    """The score of the file of a student that nothing is known of; a few of its outputs are compared with the student's."""
     inputs, targets = data["validation"]
-    with lane.shared():
-        outputs = outputs_of(file, inputs, target)
-    few = nested.take(inputs, slice(_COMPARED))
-    given = nested.take(outputs, slice(_COMPARED))
-    expected, uncompressed = (student_outputs(model, few, lane=lane) for model in (student, teacher.model))
+    outputs = place.outputs(file, inputs)
+    few, given = (nested.take(part, slice(_COMPARED)) for part in (inputs, outputs))
+    _compare(given, few, student, teacher, lane)
+    return checked_score(task, outputs, targets)
+
+
+def _compare_further(
+    files: dict[str, bytes], student: nn.Module, teacher: Teacher, target: Target, data: Data, places: Places, lane: Lane
+) -> None:
+    """A few outputs of the files of further targets are compared with the student's: their score is not measured."""
+    few = nested.take(data["validation"][0], slice(_COMPARED))
+    for place in target.also:
+        _compare(places[place.name].outputs(files[place.runtime], few), few, student, teacher, lane, f" for {place.name}")
+
+
+def _compare(given: Nested, inputs: Nested, student: nn.Module, teacher: Teacher, lane: Lane, where: str = "") -> None:
+    """By how much outputs differ is judged by how much they differ from example to example. Raises `ExportError`."""
+    expected, uncompressed = (student_outputs(model, inputs, lane=lane) for model in (student, teacher.model))
     gap = max(map(_output_gap, *map(nested.arrays, (given, expected, uncompressed))))
     if not gap <= _OUTPUT_GAP:
-        raise ExportError(f"the outputs of the exported file differ by {gap:.0%} from those of the student it was made from")
-    return checked_score(task, outputs, targets)
+        raise ExportError(
+            f"the outputs of the exported file{where} differ by {gap:.0%} from those of the student it was made from"
+        )
 
 
 def _output_gap(given: Array, expected: Array, uncompressed: Array) -> float:

@@ -22,7 +22,7 @@ from autocompress.nested import Nested
 from autocompress.noun import Noun
 from autocompress.opened import open_run
 from autocompress.result import Environment
-from autocompress.runtimes import runtime_of
+from autocompress.runtimes import file_name, runtime_of
 from autocompress.runtimes.machine import environment
 from autocompress.runtimes.openvino import SETTINGS
 from autocompress.runtimes.slot import INPUT, OUTPUT
@@ -90,11 +90,11 @@ def verify(folder: Path, *, run: Path | None = None) -> list[Checked]:
     runtime = runtime_of(claims.target)
     if runtime.package is None:
         raise InputError(f"verify cannot run files of the runtime {claims.target.runtime!r} in a process without autocompress")
-    file, baseline = folder / runtime.file, opened.folder.baseline / runtime.file
+    file, baseline = folder / runtime.file, opened.folder.baseline / file_name(experiment.target, claims.target)
     if not file.is_file():
         raise InputError(f"{folder} has no {runtime.file}; export it again by `autocompress export {claims.run} -o {folder}`")
     if not baseline.is_file():
-        raise InputError(f"{opened.folder.path} is damaged: it has no baseline/{runtime.file}; start a new run")
+        raise InputError(f"{opened.folder.path} is damaged: it has no baseline/{baseline.name}; start a new run")
     inputs, targets = load_split(experiment.task, "test")
     content, alone = file.read_bytes(), f"runs on {runtime.package} alone"
     checked = [

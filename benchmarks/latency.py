@@ -39,11 +39,11 @@ def main() -> None:
     file = runtime.export(compress(baseline.model(task), policy, inputs), inputs[:8])
     sessions = []
     for _ in range(TIMES):
-        ours, theirs = _least_times(runtime.load(file, target), runtime.load(baseline.onnx, target), target)
+        ours, theirs = _least_times(runtime.load(file, target), runtime.load(baseline.file, target), target)
         sessions.append(ours / theirs)
         time.sleep(0.2)
     began = time.perf_counter()
-    measured = [measure_latency(file, baseline.onnx, target).ratio for _ in range(TIMES)]
+    measured = [measure_latency(file, baseline.file, target).ratio for _ in range(TIMES)]
     seconds = (time.perf_counter() - began) / TIMES
     print(f"ratio in single sessions   {_in_words(sessions)}")
     print(f"ratio as trials measure it {_in_words(measured)}; {seconds:.2f} s each")

@@ -24,7 +24,7 @@ from printing import print_machine
 
 from autocompress.baseline import Baseline, Data
 from autocompress.front import TestScore
-from autocompress.measure import test_score
+from autocompress.measure import Here, test_score
 from autocompress.policy import Distill, Finetune, Policy
 from autocompress.prior import Prior
 from autocompress.profile import profile
@@ -61,8 +61,8 @@ def main(*, names: tuple[str, ...], steps: int, learning_rate: float, seed: int)
     print_machine()
     task, data, baseline = opened("cifar10_resnet20")
     target = baseline.target
-    uncompressed = test_score(baseline.onnx, task, target)
-    print(f"uncompressed: {len(baseline.onnx):,} bytes, {uncompressed.accuracy:.2%} on test", flush=True)
+    uncompressed = test_score(baseline.file, task, Here(target))
+    print(f"uncompressed: {len(baseline.file):,} bytes, {uncompressed.accuracy:.2%} on test", flush=True)
     sensitivity = sense(
         task, baseline, data, spread=lambda options: divergences_of(options, task, baseline, data), cache=cache_folder()
     )
@@ -108,7 +108,7 @@ def trained(
             rungs=(0.0, 0.25, 0.5, 0.75, 1.0),
         )
         file = Path(folder) / "model.onnx"
-        return result, test_score(file.read_bytes(), task, baseline.target) if file.exists() else None
+        return result, test_score(file.read_bytes(), task, Here(baseline.target)) if file.exists() else None
 
 
 def judged(goal: Goal, result: TrialResult, test: TestScore | None, uncompressed: TestScore) -> str:

@@ -105,7 +105,7 @@ def test_every_rival_is_a_run_of_its_own_with_the_same_uncompressed_model(rivall
         assert theirs.note.baseline_of == "run"
         assert theirs.note.experiment == ours.note.experiment
         assert theirs.baseline().metrics == ours.baseline().metrics
-        assert theirs.baseline().onnx == ours.baseline().onnx
+        assert theirs.baseline().file == ours.baseline().file
         assert theirs.front().limits == ours.front().limits
         assert theirs.folder.study.stat().st_size > 0
         assert (theirs.folder.path / "front.html").exists()

@@ -15,7 +15,7 @@ from autocompress.baseline import Baseline, Data
 from autocompress.compress import compress
 from autocompress.errors import DivergedError
 from autocompress.lane import Lane
-from autocompress.measure import checked_score, download_bytes, measure_latency, score, size_bytes, test_score
+from autocompress.measure import Here, checked_score, download_bytes, measure_latency, score, size_bytes, test_score
 from autocompress.policy import Policy
 from autocompress.runtimes.onnxruntime import export
 from autocompress.target import Target
@@ -23,10 +23,10 @@ from autocompress.testing import ToyTask
 
 
 def test_bytes_are_those_of_the_file(toy_baseline: Baseline, tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_bytes(toy_baseline.onnx)
-    assert size_bytes(toy_baseline.onnx) == (tmp_path / "model.onnx").stat().st_size
-    compressed = zstandard.ZstdCompressor(level=19).compress(toy_baseline.onnx)
-    assert download_bytes(toy_baseline.onnx) == len(compressed) < size_bytes(toy_baseline.onnx)
+    (tmp_path / "model.onnx").write_bytes(toy_baseline.file)
+    assert size_bytes(toy_baseline.file) == (tmp_path / "model.onnx").stat().st_size
+    compressed = zstandard.ZstdCompressor(level=19).compress(toy_baseline.file)
+    assert download_bytes(toy_baseline.file) == len(compressed) < size_bytes(toy_baseline.file)
 
 
 def test_a_model_is_as_fast_as_itself_and_a_pruned_one_is_faster(
@@ -35,8 +35,8 @@ def test_a_model_is_as_fast_as_itself_and_a_pruned_one_is_faster(
     cut = compress(toy_baseline.model(toy_task), Policy(channel_sparsity={"conv1": 0.75}), torch.tensor(toy_data["train"][0]))
     file = export(cut, torch.tensor(toy_data["train"][0][:4]))
     target = Target(batch_size=64)
-    same = measure_latency(toy_baseline.onnx, toy_baseline.onnx, target)
-    faster = measure_latency(file, toy_baseline.onnx, target)
+    same = measure_latency(toy_baseline.file, toy_baseline.file, target)
+    faster = measure_latency(file, toy_baseline.file, target)
     assert faster.ratio < 0.8 < same.ratio < 1.25
     assert faster.latency_ms < faster.baseline_latency_ms
 
@@ -53,17 +53,17 @@ def test_a_slow_moment_is_waited_out(toy_baseline: Baseline, monkeypatch: pytest
     monkeypatch.setattr(measure, "_known", {})
     monkeypatch.setattr(measure, "_LEAST_PATIENCE", 0.0)
     monkeypatch.setattr(measure, "_PATIENCE", 1_000)  # a second for a millisecond
-    timed = [measure_latency(toy_baseline.onnx, toy_baseline.onnx, Target()) for _ in range(2)]
+    timed = [measure_latency(toy_baseline.file, toy_baseline.file, Target()) for _ in range(2)]
     assert [latency.ratio for latency in timed] == [0.3, 0.3]
     list(zip(range(2), slow, strict=False))  # the last fast ones are over
     began = time.monotonic()
-    assert measure_latency(toy_baseline.onnx, toy_baseline.onnx, Target()).ratio == pytest.approx(0.6)
+    assert measure_latency(toy_baseline.file, toy_baseline.file, Target()).ratio == pytest.approx(0.6)
     assert 0.9 < time.monotonic() - began < 3, "and not for ever"
 
 
 def test_scores(toy_task: ToyTask, toy_baseline: Baseline, toy_data: Data) -> None:
-    assert score(toy_baseline.onnx, toy_data["validation"], toy_task, Target()) == toy_baseline.metrics["accuracy"] > 0.85
-    held_out = test_score(toy_baseline.onnx, toy_task, Target())
+    assert score(toy_baseline.file, toy_data["validation"], toy_task, Here(Target())) == toy_baseline.metrics["accuracy"] > 0.85
+    held_out = test_score(toy_baseline.file, toy_task, Here(Target()))
     assert held_out.examples == 256
     assert held_out.low < held_out.accuracy < held_out.high
     assert held_out.high - held_out.low < 0.12

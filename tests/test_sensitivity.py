@@ -230,7 +230,7 @@ def test_another_model_menu_or_divergence_has_another_key(
     weights = {name: array.copy() for name, array in toy_baseline.weights.items()}
     weights["conv1.weight"][0, 0, 0, 0] += 1e-3
     assert stored(toy_task, replace(toy_baseline, weights=weights), toy_data, cache) is None
-    assert stored(toy_task, replace(toy_baseline, onnx=b"another forward"), toy_data, cache) is None
+    assert stored(toy_task, replace(toy_baseline, files={"onnxruntime": b"another forward"}), toy_data, cache) is None
 
     fewer = toy_baseline.layers.model_copy(update={"groups": toy_baseline.layers.groups[:1]})
     assert stored(toy_task, replace(toy_baseline, layers=fewer), toy_data, cache) is None

@@ -17,7 +17,7 @@ from autocompress.baseline import Baseline, Data, check_parity, load_baseline, l
 from autocompress.distill import Teacher, hint_loss
 from autocompress.errors import ExportError, PolicyError, RunFolderError, TaskError, UnknownNameError
 from autocompress.lane import Lane
-from autocompress.measure import Latency, score
+from autocompress.measure import Here, Latency, score
 from autocompress.policy import Distill, Finetune, LayerPolicy, Policy
 from autocompress.result import Rung, Status, TrialResult
 from autocompress.runtimes import runtime_of
@@ -125,7 +125,7 @@ def test_a_student_that_is_not_trained_is_exported_and_scored_once(run: Any, toy
     assert files[0] == files[1]
     for result in (screened, plain):
         assert [rung.step for rung in result.rungs] == [0]
-        assert result.metrics["accuracy"] == score(files[0], toy_data["validation"], ToyTask(), Target())
+        assert result.metrics["accuracy"] == score(files[0], toy_data["validation"], ToyTask(), Here(Target()))
     assert screened.rungs[0].accuracy == screened.metrics["accuracy"]
     assert screened.rungs[0].metrics.items() <= screened.metrics.items()
     assert (tmp_path / "True" / CHECKPOINT).exists()
@@ -166,8 +166,8 @@ def test_a_file_of_another_network_is_found_out_before_it_is_trained(
     torch.manual_seed(1)
     other, flat, broken = ToyNet().eval(), deepcopy(same), deepcopy(same)
 
-    def first_score(student: nn.Module, file: bytes = toy_baseline.onnx) -> float:
-        return _first_score(file, student, teacher, toy_task, Target(), toy_data, Lane())
+    def first_score(student: nn.Module, file: bytes = toy_baseline.file) -> float:
+        return _first_score(file, student, teacher, toy_task, Here(Target()), toy_data, Lane())
 
     assert first_score(same) == toy_baseline.metrics["accuracy"]
     with torch.no_grad():
@@ -228,14 +228,16 @@ def test_a_policy_that_does_not_fit_is_refused(run: Any, toy_baseline: Baseline)
         POLICY.check(toy_baseline.layers, menu)
 
 
-def test_the_timer_that_is_given_is_used(run: Any, toy_baseline: Baseline) -> None:
+def test_files_run_at_the_places_that_are_given(run: Any, toy_baseline: Baseline) -> None:
     timed: list[bytes] = []
 
-    def timer(file: bytes) -> Latency:
-        timed.append(file)
-        return Latency(latency_ms=1.0, baseline_latency_ms=4.0)
+    class Elsewhere(Here):
+        def time(self, model: bytes, baseline: bytes) -> Latency:
+            assert baseline == toy_baseline.file
+            timed.append(model)
+            return Latency(latency_ms=1.0, baseline_latency_ms=4.0)
 
-    result = run(timer=timer)
+    result = run(places={Target().name: Elsewhere(Target())})
     assert len(timed[0]) == result.metrics["size_bytes"]
     assert result.metrics["latency_ratio"] == 0.25
     assert result.metrics["latency_ms"] == 0.25 * toy_baseline.metrics["latency_ms"]
@@ -249,7 +251,7 @@ def test_the_baseline_is_trained_once(toy_task: ToyTask, tmp_path: Path) -> None
             raise AssertionError("trained again")
 
     again = make_baseline(Untrainable(), Target(), tmp_path, seed=0)
-    assert again.onnx == first.onnx
+    assert again.file == first.file
     assert again.metrics == first.metrics
     assert again.layers == first.layers
     assert all(np.array_equal(again.weights[name], value) for name, value in first.weights.items())
@@ -340,8 +342,8 @@ def test_a_baseline_measured_for_another_target_is_refused(toy_task: ToyTask, tm
 
 def test_a_file_that_is_not_the_model_is_no_baseline(toy_task: ToyTask, toy_baseline: Baseline, toy_data: Data) -> None:
     model, example = toy_baseline.model(toy_task), torch.tensor(toy_data["train"][0][:8])
-    assert check_parity(model, toy_baseline.onnx, example, Target()) < 1e-4
+    assert check_parity(model, toy_baseline.file, example, Here(Target())) < 1e-4
     with torch.no_grad():
         model.get_parameter("head.bias").add_(1.0)
     with pytest.raises(TaskError, match="the exported file differs from the model"):
-        check_parity(model, toy_baseline.onnx, example, Target())
+        check_parity(model, toy_baseline.file, example, Here(Target()))

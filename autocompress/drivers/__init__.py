@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # Ray's processes load this package; none of them needs all o
     from autocompress.baseline import Baseline, Data
     from autocompress.experiment import Experiment
     from autocompress.folder import RunFolder
+    from autocompress.measure import Places
     from autocompress.option import Option
     from autocompress.result import Rung, TrialResult
     from autocompress.search import Asked, Search
@@ -17,19 +18,25 @@ if TYPE_CHECKING:  # Ray's processes load this package; none of them needs all o
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
-    """All that the trials of one search share: `experiment` (read from `experiment_file`), its baseline and its data."""
+class Site:
+    """What there is before anything was measured: `experiment` (read from `experiment_file`), and the run's folder."""
 
     experiment: "Experiment"
     experiment_file: Path
     folder: "RunFolder"
-    baseline: "Baseline"
-    data: "Data"
 
     @property
     def threads(self) -> int:
         """Threads a trial trains with: as many as CPUs are reserved for it, so that trials do not get in each other's way."""
         return max(1, int(self.experiment.cpus_per_trial))
+
+
+@dataclass(frozen=True, eq=False)
+class Job(Site):
+    """All that the trials of one search share: the site, the uncompressed model and the data."""
+
+    baseline: "Baseline"
+    data: "Data"
 
 
 class Listener(Protocol):
@@ -50,6 +57,9 @@ class Driver(Protocol):
 
     def check(self) -> None:
         """Raises `InputError` when it could run nothing: before time is spent on the uncompressed model."""
+
+    def places(self, site: Site) -> "AbstractContextManager[Places]":
+        """Where the files of the experiment's targets run, for who measures outside of a trial."""
 
     def session(self, job: Job) -> AbstractContextManager[None]:
         """Keeps the workers for all that is called within; what is called outside of it starts its own."""

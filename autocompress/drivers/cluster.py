@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 
 from autocompress.errors import ExperimentError, UnreachableError
 from autocompress.folder import RunFolder
+from autocompress.target import Target
 
 _REACH_SECONDS = 10.0
 LANE = "latency_lane"
@@ -83,13 +84,24 @@ def room(cpus: float, gpus: float, *, remedy: str) -> int:
     return fit
 
 
-def lane_resources() -> dict[str, float]:
-    """Where files are timed: on a node that declares `latency_lane`, else on the head node.
+def lane_resources(target: Target) -> dict[str, float]:
+    """Where files of a target are timed: on a node that declares it (`has_device`), on one that declares `latency_lane`,
+    else on the head node.
 
     A small share, because it only says where: searches that use the cluster at the same time queue at the lane's lock.
     """
-    declared = LANE in ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return {LANE if declared else "node:__internal_head__": 0.001}
+    declared = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    where = next((name for name in (_device(target), LANE) if name in declared), "node:__internal_head__")
+    return {where: 0.001}
+
+
+def has_device(target: Target) -> bool:
+    """True when a node declares the resource ``target:RUNTIME-DEVICE``: files of the target run there and nowhere else."""
+    return _device(target) in ray.cluster_resources()  # type: ignore[no-untyped-call]
+
+
+def _device(target: Target) -> str:
+    return f"target:{target.place}"
 
 
 def _as_workers_see(file: Path) -> Path:

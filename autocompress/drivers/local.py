@@ -6,11 +6,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
-from autocompress.drivers import Job, Listener
+from autocompress.drivers import Job, Listener, Site
 from autocompress.drivers.endings import found, one_line, unmeasured
 from autocompress.drivers.interrupt import on_interrupt
 from autocompress.errors import AutocompressError, TaskError, TrialError
 from autocompress.folder import RunFolder
+from autocompress.measure import Places, here
 from autocompress.option import Option
 from autocompress.profile import profile
 from autocompress.result import Rung, Status, TrialResult
@@ -25,6 +26,10 @@ class LocalDriver:
 
     def check(self) -> None:
         """Nothing is needed beyond this process."""
+
+    def places(self, site: Site) -> AbstractContextManager[Places]:
+        """See `Driver.places`: all in this process."""
+        return nullcontext(here(site.experiment.target))
 
     def session(self, job: Job) -> AbstractContextManager[None]:
         """See `Driver.session`: there are no workers to keep."""

@@ -68,7 +68,11 @@ def spread_divergences(
 
 def costs_in_lane(supplies: Supplies, policies: int) -> CostTable:
     """See `Driver.costs`."""
-    table = ray.remote(_costs).options(num_cpus=0, resources=lane_resources(), max_retries=1).remote(supplies, policies)
+    table = (
+        ray.remote(_costs)
+        .options(num_cpus=0, resources=lane_resources(supplies.baseline.target.alone), max_retries=1)
+        .remote(supplies, policies)
+    )
     try:
         return CostTable.from_json(_got(table, "the costs"), source="a worker's cost table")
     except KeyboardInterrupt:

@@ -1,21 +1,30 @@
-"""The latency lane as a Ray actor: all files of a search are timed on one machine, one after another.
+"""The latency lane as Ray actors: all files for one target are timed on one machine, one after another.
 
-Nothing trains there meanwhile: `measure_latency` sees to it with `autocompress.lane`.
+Nothing trains there meanwhile: `measure_latency` sees to it with `autocompress.lane`. Where a node declares that it has the
+target's device, files run there also to be scored.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from autocompress.drivers.cluster import has_device, lane_resources
 from autocompress.drivers.endings import one_line
-from autocompress.errors import TrialError
+from autocompress.errors import TrialError, UnreachableError
 from autocompress.experiment import load_experiment
-from autocompress.measure import Latency, Timer, measure_latency
+from autocompress.lane import Lane
+from autocompress.measure import Here, Latency, Places
+from autocompress.nested import Nested
 from autocompress.target import MENUS, Target
 
 # A timing takes seconds, but may have to queue behind those of all other trials.
 _SECONDS = 900.0
+_READY_SECONDS = 120.0
 
 
 class LatencyLane:
@@ -25,33 +34,97 @@ class LatencyLane:
     """
 
     def __init__(self, target: str, experiment_file: str) -> None:
-        self._target = Target.from_json(target)
-        if self._target.runtime not in MENUS:
+        self._here = Here(Target.from_json(target), Lane())
+        if self._here.target.runtime not in MENUS:
             load_experiment(experiment_file)
 
     def ready(self) -> None:
         """Returns once the actor runs."""
 
     def time(self, model: bytes, baseline: bytes) -> Latency:
-        return measure_latency(model, baseline, self._target)
+        return self._here.time(model, baseline)
+
+    def outputs(self, model: bytes, inputs: Nested) -> Nested:
+        return self._here.outputs(model, inputs)
 
 
-def remote_timer(lane: Any, baseline: Any) -> Timer:
-    """Times a file in the actor `lane`, against `baseline`, the uncompressed model's file in the object store.
+@dataclass(frozen=True)
+class Actor:
+    """The lane of a target: its handle, and whether files of the target run there only."""
 
-    Raises `TrialError` when that fails: it is the trial that has no latency then.
+    handle: Any
+    has_device: bool
+
+
+Lanes = dict[str, Actor]
+
+
+@contextmanager
+def lanes(target: Target, experiment_file: Path, *, joined: bool) -> Iterator[Lanes]:
+    """An actor for each target, by its name, for as long as the context lasts.
+
+    On a cluster that was `joined`, raises `UnreachableError` when it cannot run them.
+    """
+    found: Lanes = {}
+    try:
+        for place in target.each:
+            options = {"num_cpus": 0, "resources": lane_resources(place), "max_restarts": -1, "max_task_retries": 1}
+            handle: Any = ray.remote(LatencyLane).options(**options).remote(place.to_json(), str(experiment_file))
+            found[place.name] = Actor(handle, has_device(place))
+        if joined:
+            ray.get([lane.handle.ready.remote() for lane in found.values()], timeout=_READY_SECONDS)
+        yield found
+    except RayError as error:
+        raise UnreachableError(
+            f"the cluster does not run autocompress ({reason(error)}); its nodes need autocompress, Ray and Python as "
+            "they are here, and the same RAY_AUTH_MODE"
+        ) from error
+    finally:
+        for lane in found.values():
+            ray.kill(lane.handle)
+
+
+def places_of(target: Target, actors: Lanes, files: dict[str, Any] | None = None) -> Places:
+    """Where files run, given the lanes. `files` holds the uncompressed model's, by runtime, in the object store."""
+    lane = Lane()
+    return {
+        place.name: _InLane(actors[place.name], Here(place, lane), None if files is None else files[place.runtime])
+        for place in target.each
+    }
+
+
+@dataclass
+class _InLane:
+    """Files are timed in the actor, and run there when only that machine has the device, else here.
+
+    Raises `TrialError` when the lane fails: it is the trial that has no latency then.
     """
 
-    def timer(model: bytes) -> Latency:
-        try:
-            latency: Latency = ray.get(lane.time.remote(model, baseline), timeout=_SECONDS)
-        except GetTimeoutError as error:
-            raise TrialError(f"the latency lane gave no answer within {_SECONDS:.0f} s") from error
-        except RayError as error:
-            raise TrialError(f"the latency lane failed: {reason(error)}") from error
+    actor: Actor
+    here: Here
+    baseline: Any
+    _sent: tuple[Nested, Any] | None = None
+
+    def time(self, model: bytes, baseline: bytes) -> Latency:
+        latency: Latency = _answer(self.actor.handle.time.remote(model, baseline if self.baseline is None else self.baseline))
         return latency
 
-    return timer
+    def outputs(self, model: bytes, inputs: Nested) -> Nested:
+        if not self.actor.has_device:
+            return self.here.outputs(model, inputs)
+        if self._sent is None or self._sent[0] is not inputs:  # the same inputs go there once
+            self._sent = inputs, ray.put(inputs)
+        outputs: Nested = _answer(self.actor.handle.outputs.remote(model, self._sent[1]))
+        return outputs
+
+
+def _answer(reference: Any) -> Any:
+    try:
+        return ray.get(reference, timeout=_SECONDS)
+    except GetTimeoutError as error:
+        raise TrialError(f"the latency lane gave no answer within {_SECONDS:.0f} s") from error
+    except RayError as error:
+        raise TrialError(f"the latency lane failed: {reason(error)}") from error
 
 
 def reason(error: BaseException) -> str:

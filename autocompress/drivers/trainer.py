@@ -14,7 +14,7 @@ from ray import tune
 
 from autocompress.drivers.endings import found
 from autocompress.drivers.supplies import Supplies
-from autocompress.drivers.timing import remote_timer
+from autocompress.drivers.timing import places_of
 from autocompress.errors import TrialError
 from autocompress.policy import Policy
 from autocompress.result import Rung, TrialResult
@@ -37,8 +37,8 @@ class Trainer(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         self._shelf = cast(Any, ray.get_actor(config["shelf"]))
         equipment = _answer(self._shelf.equip.remote())
-        self._lane, self._baseline_file = equipment["lane"], equipment["baseline_file"]
         self._supplies: Supplies = _answer(equipment["supplies"])
+        self._places = places_of(self._supplies.baseline.target, equipment["lanes"], equipment["baseline_files"])
         self._supplies.take_place()
         self._begin(config)
 
@@ -80,7 +80,7 @@ class Trainer(tune.Trainable):
                 number=config["number"],
                 seed=config["seed"],
                 folder=self._folder,
-                timer=remote_timer(self._lane, self._baseline_file),
+                places=self._places,
                 rungs=self._supplies.rungs,
                 screened=self._supplies.halving and config["refit_of"] is None,
                 keep_student=self._supplies.refits and config["refit_of"] is None,

@@ -11,29 +11,27 @@ from uuid import uuid4
 
 import ray
 from ray import cloudpickle, tune
-from ray.exceptions import RayError
 from ray.tune.experiment import Trial
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from autocompress.drivers import Job, Listener
-from autocompress.drivers.cluster import check_answers, lane_resources, ray_cluster, room
+from autocompress.drivers import Job, Listener, Site
+from autocompress.drivers.cluster import check_answers, ray_cluster, room
 from autocompress.drivers.desk import Desk
 from autocompress.drivers.interrupt import on_interrupt
 from autocompress.drivers.measuring import costs_in_lane, spread_divergences
 from autocompress.drivers.shelf import Shelf
 from autocompress.drivers.supplies import Supplies
-from autocompress.drivers.timing import LatencyLane, reason
+from autocompress.drivers.timing import lanes, places_of, reason
 from autocompress.drivers.trainer import Trainer
-from autocompress.errors import InputError, UnreachableError
+from autocompress.errors import InputError
 from autocompress.experiment import Experiment
+from autocompress.measure import Places, here
 from autocompress.option import Option
 from autocompress.search import Search
 from autocompress.tables import CostTable
-
-_READY_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,16 @@ class TuneDriver:
         """See `Driver.check`. Raises `UnreachableError` when no cluster answers at `address`."""
         if self.address is not None:
             check_answers(self.address)
+
+    @contextmanager
+    def places(self, site: Site) -> Iterator[Places]:
+        """See `Driver.places`: on the nodes of a cluster, else in this process. Raises `UnreachableError`."""
+        target = site.experiment.target
+        if self.address is None:
+            yield here(target)
+            return
+        with self._ray(site) as there, lanes(target, there, joined=True) as actors:
+            yield places_of(target, actors)
 
     @contextmanager
     def session(self, job: Job) -> Iterator[None]:
@@ -87,9 +95,9 @@ class TuneDriver:
         except KeyboardInterrupt:
             search.stop("interrupted")
 
-    def _ray(self, job: Job) -> AbstractContextManager[Path]:
-        file = job.experiment_file.resolve()
-        return ray_cluster(self.address, threads=job.threads, experiment_file=file, run=job.folder)
+    def _ray(self, site: Site) -> AbstractContextManager[Path]:
+        file = site.experiment_file.resolve()
+        return ray_cluster(self.address, threads=site.threads, experiment_file=file, run=site.folder)
 
     def _concurrency(self, experiment: Experiment) -> int:
         joined = self.address is not None
@@ -198,38 +206,19 @@ class _Ending(_NotStored, tune.Stopper):
 def _equipped(job: Job, experiment_file: Path, *, joined: bool) -> Iterator[str]:
     """The name of the shelf from which trainers get all they need, for as long as the context lasts."""
     name = f"autocompress-shelf-{uuid4().hex}"
-    lane = _lane(job, experiment_file, joined=joined)
-    equipment = {
-        "supplies": ray.put(Supplies.of(job, experiment_file)),
-        "baseline_file": ray.put(job.baseline.onnx),
-        "lane": lane,
-    }
-    here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
-    shelf: Any = (
-        ray.remote(Shelf).options(name=name, num_cpus=0, scheduling_strategy=here).remote(str(job.folder.path), equipment)
-    )
-    try:
-        yield name
-    finally:
-        for actor in (shelf, lane):
-            ray.kill(actor)
-
-
-def _lane(job: Job, experiment_file: Path, *, joined: bool) -> Any:
-    lane: Any = (
-        ray.remote(LatencyLane)
-        .options(num_cpus=0, resources=lane_resources(), max_restarts=-1, max_task_retries=1)
-        .remote(job.experiment.target.to_json(), str(experiment_file))
-    )
-    if joined:
+    on_this_node = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
+    shelves = ray.remote(Shelf).options(name=name, num_cpus=0, scheduling_strategy=on_this_node)
+    with lanes(job.experiment.target, experiment_file, joined=joined) as actors:
+        equipment = {
+            "supplies": ray.put(Supplies.of(job, experiment_file)),
+            "baseline_files": {runtime: ray.put(file) for runtime, file in job.baseline.files.items()},
+            "lanes": actors,
+        }
+        shelf: Any = shelves.remote(str(job.folder.path), equipment)
         try:
-            ray.get(lane.ready.remote(), timeout=_READY_SECONDS)
-        except RayError as error:
-            raise UnreachableError(
-                f"the cluster does not run autocompress ({reason(error)}); its nodes need autocompress, Ray and Python as "
-                "they are here, and the same RAY_AUTH_MODE"
-            ) from error
-    return lane
+            yield name
+        finally:
+            ray.kill(shelf)
 
 
 def _error(trial: Trial) -> str:

@@ -26,7 +26,7 @@ _EXAMPLES = 2
 
 
 def profile(task: Task, baseline: Baseline, data: Data, *, policies: int = 20, seed: int = 0) -> CostTable:
-    """Measures the cost table of the uncompressed model on its target, which must be this machine.
+    """Measures the cost table of the uncompressed model on its first target, which must be this machine.
 
     So many whole policies are compressed without fine-tuning, exported and measured, to fit the table and to tell its
     error. Nothing trains on this machine while something is timed. Raises `InputError` for fewer than 2 policies,
@@ -35,7 +35,7 @@ def profile(task: Task, baseline: Baseline, data: Data, *, policies: int = 20, s
     if policies < _FEWEST:
         raise InputError(f"a cost table is fitted to at least {_FEWEST} whole policies, given {policies}")
     started = time.perf_counter()
-    layers, target, lane = baseline.layers, baseline.target, Lane()
+    layers, target, lane = baseline.layers, baseline.target.alone, Lane()
     model = baseline.model(task)
     with lane.shared():
         example = nested.each(torch.tensor, nested.take(data["train"][0], slice(_EXAMPLES)))
@@ -69,8 +69,8 @@ def load_costs(path: Path, target: Target, layers: Layers) -> CostTable:
     except OSError as error:
         raise InputError(f"cannot read the cost table {path}: {error.strerror}") from error
     table = CostTable.from_json(text, source=str(path))
-    if table.target != target:
-        raise InputError(f"{path} is a cost table for {_words(table.target)}; the experiment's target is {_words(target)}")
+    if table.target != target.alone:
+        raise InputError(f"{path} is a cost table for {table.target.name}; the experiment's target is {target.alone.name}")
     known = {layer.name: (layer.outputs[-1], layer.inputs[-1]) for layer in table.layers}
     for layer in layers:
         if layer.name not in known:
@@ -81,10 +81,6 @@ def load_costs(path: Path, target: Target, layers: Layers) -> CostTable:
                 f"the experiment's has {_channels(layer.weight_shape)}"
             )
     return table
-
-
-def _words(target: Target) -> str:
-    return f"{target.runtime} on {target.device}, batch {target.batch_size}, {target.threads} thread(s)"
 
 
 def _channels(shape: Sequence[int]) -> str:

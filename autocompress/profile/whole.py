@@ -59,15 +59,15 @@ def spread_policies(layers: Layers, menu: Menu, count: int, *, seed: int) -> lis
 def measured(policies: list[Policy], task: Task, baseline: Baseline, data: Data, lane: Lane) -> Iterator[Point]:
     """The uncompressed model, and each policy that can be carried out."""
     yield Point(Policy(), baseline.metrics["size_bytes"], baseline.metrics["latency_ms"])
-    runtime, model = runtime_of(baseline.target), baseline.model(task)
+    target, model = baseline.target.alone, baseline.model(task)
     inputs = nested.each(torch.tensor, nested.take(data["train"][0], slice(_CALIBRATION)))
     for policy in policies:
         try:
             with lane.shared():
-                file = runtime.export(
+                file = runtime_of(target).export(
                     compress(model, policy, inputs, groups=baseline.layers.groups), nested.take(inputs, slice(_EXAMPLES))
                 )
-            latency = measure_latency(file, baseline.onnx, baseline.target, lane=lane)
+            latency = measure_latency(file, baseline.file, target, lane=lane)
         except TrialError:  # the search will meet it as well, and record it
             continue
         yield Point(policy, size_bytes(file), latency.ratio * baseline.metrics["latency_ms"])

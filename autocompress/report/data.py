@@ -9,7 +9,7 @@ import pandas as pd
 
 from autocompress.front import ParetoFront, Pick, Spread, TestScore, missed
 from autocompress.layer import Layers
-from autocompress.objective import Limit
+from autocompress.objective import Limit, base_of
 from autocompress.result import Status, TrialResult
 
 # Columns of the table that hold a metric under its own name, in this order.
@@ -93,12 +93,19 @@ def times_smaller(metrics: dict[str, float], baseline: dict[str, float]) -> floa
     return baseline["size_bytes"] / metrics["size_bytes"]
 
 
-def times_faster(metrics: dict[str, float], baseline: dict[str, float]) -> float:
-    return baseline["latency_ms"] / metrics["latency_ms"]
+def times_faster(metrics: dict[str, float], baseline: dict[str, float], metric: str = "latency_ms") -> float:
+    return baseline[metric] / metrics[metric]
+
+
+def further_latencies(front: ParetoFront) -> dict[str, str]:
+    """The latencies at further targets that were optimised: metric -> name of the target."""
+    names = [objective.metric for objective in front.objectives]
+    return {name: name.partition("/")[2] for name in names if base_of(name) == "latency_ms" != name}
 
 
 def show(metric: str, value: float, baseline: dict[str, float]) -> str:
     """A figure with its unit: ``24.0 kB``, ``0.220 ms``, ``97.5%``, ``1.2 M``."""
+    metric = base_of(metric)
     if metric.endswith("_bytes"):
         return f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.1f} kB"
     if metric.endswith("_ms"):
@@ -132,7 +139,8 @@ def _table(front: ParetoFront, results: Sequence[TrialResult], layers: Layers) -
     on_front = {member.number: place for place, member in enumerate(front.members)}
     complete = [result for result in results if result.status is Status.COMPLETE]
     complete.sort(key=lambda result: (on_front.get(result.number, len(on_front)), result.number))
-    own = sorted({name for result in complete for name in result.metrics} - set(_METRICS) - set(_LEFT_OUT))
+    known = {name for result in complete for name in result.metrics if base_of(name) not in _LEFT_OUT}
+    own = sorted(known - set(_METRICS))
     picks = _picks(front)
     rows = [
         _row(result, front, own, layers) | {"on_front": result.number in on_front, "pick": picks.get(result.number, "")}

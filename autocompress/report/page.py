@@ -11,6 +11,7 @@ from plotly.offline import get_plotlyjs
 
 from autocompress.front import ParetoFront
 from autocompress.layer import Layers
+from autocompress.objective import base_of
 from autocompress.report.data import Report, is_share
 from autocompress.report.evidence import Evidence
 from autocompress.report.heat_map import heat_map
@@ -77,8 +78,8 @@ def _axes(front: ParetoFront) -> dict[str, dict[str, Any]]:
     wanted = [*_ALWAYS, *(objective.metric for objective in front.objectives if objective.metric not in _ALWAYS)]
     axes = {}
     for metric in wanted:
-        name, unit, scale = _AXES.get(metric, (metric, "", 1.0))
-        axes[metric] = {"name": name, "unit": unit, "scale": scale, "log": unit != ""}
+        _, unit, scale = _AXES.get(base_of(metric), (metric, "", 1.0))
+        axes[metric] = {"name": _name(metric), "unit": unit, "scale": scale, "log": unit != ""}
     return axes
 
 
@@ -135,7 +136,10 @@ def _worth(worth: Worth | None, front: ParetoFront) -> dict[str, Any] | None:
 
 
 def _name(metric: str) -> str:
-    return _AXES.get(metric, (metric,))[0]
+    base, _, place = metric.partition("/")
+    if base not in _AXES:
+        return metric
+    return f"{_AXES[base][0]}, {place}" if place else _AXES[base][0]
 
 
 def _finite(value: float | None) -> float | None:

@@ -5,7 +5,16 @@ from rich.text import Text
 
 from autocompress.front import ParetoFront
 from autocompress.layer import Layers
-from autocompress.report.data import policy_words, remarks, show, show_spread, show_test, times_faster, times_smaller
+from autocompress.report.data import (
+    further_latencies,
+    policy_words,
+    remarks,
+    show,
+    show_spread,
+    show_test,
+    times_faster,
+    times_smaller,
+)
 from autocompress.result import TrialResult
 
 
@@ -15,12 +24,15 @@ def front_table(front: ParetoFront, layers: Layers) -> Table:
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("latency", justify="right", no_wrap=True)
+    further = further_latencies(front)
+    for place in further.values():
+        table.add_column(f"latency\n{place}", justify="right", no_wrap=True)
     table.add_column("accuracy\n(validation)", justify="right", no_wrap=True)
     table.add_column("accuracy\n(test)", justify="right", no_wrap=True)
     table.add_column("policy", overflow="fold")
     base = front.baseline
     tested = show_test(front.baseline_test, base) if front.baseline_test else ""
-    figures = [show(metric, base[metric], base) for metric in ("size_bytes", "latency_ms", "accuracy")]
+    figures = [show(metric, base[metric], base) for metric in ("size_bytes", "latency_ms", *further, "accuracy")]
     table.add_row("", *figures, tested, "uncompressed", style="dim", end_section=True)
     chosen = front.recommended()
     for result in front.members or front.nearest:
@@ -35,7 +47,7 @@ def _cells(result: TrialResult, front: ParetoFront, layers: Layers, mark: str) -
     cells = [
         f"{mark}{result.number}",
         f"{times_smaller(result.metrics, base):.1f}x smaller",
-        f"{times_faster(result.metrics, base):.1f}x faster",
+        *(f"{times_faster(result.metrics, base, metric):.1f}x faster" for metric in ("latency_ms", *further_latencies(front))),
         seeds or show("accuracy", result.metrics["accuracy"], base),
         show_test(test, base) if test else "",
         "; ".join(filter(None, (policy_words(result, layers), remarks(result, front)))),

@@ -106,6 +106,12 @@ def made_up(slots: Sequence[Slot], examples: int) -> Nested:
     return made if len(made) > 1 else made[0]
 
 
+def file_name(target: Target, place: Target) -> str:
+    """What the file for `place`, one of `target.each`, is called in a folder that has the others too."""
+    name = runtime_of(place).file
+    return name if place.runtime == target.runtime else f"{place.runtime}-{name}"
+
+
 def runtime_of(target: Target) -> Runtime:
     """Raises `UnknownNameError` for a runtime nobody has written."""
     if target.runtime not in _RUNTIMES:

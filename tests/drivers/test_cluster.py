@@ -18,8 +18,10 @@ from autocompress.drivers import Job
 from autocompress.drivers.cluster import LANE
 from autocompress.drivers.tune import TuneDriver
 from autocompress.errors import UnreachableError
+from autocompress.folder import RunFolder
 from autocompress.option import options
 from autocompress.result import Rung, Status
+from autocompress.run import run_search
 from autocompress.search import Search
 from tests.drivers.searching import Ear, experiment_file, search_of
 
@@ -191,3 +193,39 @@ def test_a_cluster_that_does_not_answer_is_refused(
 
 def test_a_client_address_is_refused_with_the_way_out(toy_baseline: Baseline, toy_data: Data, tmp_path: Path) -> None:
     assert "ray job submit" in _refused("ray://head:10001", toy_baseline, toy_data, tmp_path)
+
+
+# A board that only one node can reach.
+_BOARD = """
+import ray
+from autocompress import Target
+from autocompress.runtimes import Runtime, register
+from autocompress.runtimes.onnxruntime import OnnxSession, export
+from autocompress.target import MENUS
+
+class Board(OnnxSession):
+    def __init__(self, model, target):
+        super().__init__(model, target)
+        node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else "driver"
+        (Path({notes!r}) / node).touch()
+
+register("board", Runtime(export=export, load=Board), MENUS["onnxruntime"])
+
+Task = ToyTask
+"""
+
+
+def test_files_run_on_the_node_that_has_the_device_and_nowhere_else(cluster: Cluster, tmp_path: Path) -> None:
+    node = cluster.add_node(num_cpus=1, resources={"target:board-cpu": 1})
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    settings = "budget=Budget(trials=2), target=Target(runtime='board', also=(Target(),))"
+    file = experiment_file(tmp_path, settings, task=_BOARD.format(notes=str(notes)))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    front = run_search(file, tmp_path / "run", driver=TuneDriver(address=cluster.address), tracking_uri=uri)
+    assert {note.name for note in notes.iterdir()} == {node.node_id}
+    results = RunFolder(tmp_path / "run").results()
+    assert [result.error for result in results] == [None, None]
+    assert all(result.metrics["latency_ms/onnxruntime-cpu"] > 0 for result in results)
+    assert front.test.keys() == {member.number for member in front.members}
+    cluster.remove_node(node)

@@ -74,7 +74,7 @@ def test_weights_alone_become_floats_at_load(
     file = export(student, torch.tensor(inputs[:4]))
     assert not {"DequantizeLinear", "Cast", "Mul"} & set(optimised(file, tmp_path))
     np.testing.assert_allclose(OnnxSession(file, TARGET)(inputs), student(torch.tensor(inputs)).detach(), atol=1e-3)
-    assert len(file) < len(toy_baseline.onnx) * bits / 32 + 4_000
+    assert len(file) < len(toy_baseline.file) * bits / 32 + 4_000
 
 
 def test_zeros_shrink_the_file_and_keep_the_kernels(
@@ -89,7 +89,7 @@ def test_zeros_shrink_the_file_and_keep_the_kernels(
         )
     ]
     assert len(files[1]) < 0.65 * len(files[0])
-    assert len(files[2]) < 0.35 * len(toy_baseline.onnx)
+    assert len(files[2]) < 0.35 * len(toy_baseline.file)
     assert optimised(files[1], tmp_path) == optimised(files[0], tmp_path)
 
 
@@ -115,10 +115,10 @@ def test_pruned_students_are_exported(toy_task: ToyTask, toy_baseline: Baseline,
 
 
 def test_the_graph_carries_nothing_but_the_network(toy_baseline: Baseline) -> None:
-    model = onnx.load_from_string(toy_baseline.onnx)
+    model = onnx.load_from_string(toy_baseline.file)
     onnx.checker.check_model(model, full_check=True)
     weights = sum(4 * int(np.prod(layer.weight_shape)) for layer in toy_baseline.layers)
-    assert len(toy_baseline.onnx) < weights + 2_000
+    assert len(toy_baseline.file) < weights + 2_000
     assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["input", "output"]
 
 

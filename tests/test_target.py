@@ -1,0 +1,109 @@
+"""Targets by name, several at once, and what all of them have on their menus."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from autocompress.errors import InputError, UnknownNameError
+from autocompress.experiment import Experiment, check_metrics
+from autocompress.objective import Limit, Objective
+from autocompress.target import MENUS, Menu, Target
+from autocompress.testing import ToyTask
+
+
+@given(
+    runtime=st.sampled_from(["onnxruntime", "openvino", "torch", "torch-compiled"]),
+    device=st.sampled_from(["cpu", "cuda"]),
+    batch_size=st.integers(1, 500),
+    threads=st.integers(1, 64),
+)
+def test_a_name_is_read_back(runtime: str, device: str, batch_size: int, threads: int) -> None:
+    target = Target.model_validate({"runtime": runtime, "device": device, "batch_size": batch_size, "threads": threads})
+    assert Target.parse(target.name) == target
+
+
+def test_names_are_short_where_settings_are_the_usual_ones() -> None:
+    assert Target().name == "onnxruntime-cpu"
+    assert Target(runtime="openvino", threads=2, batch_size=16).name == "openvino-cpu:2threads:batch16"
+    assert Target.parse("torch-compiled") == Target(runtime="torch-compiled")
+    assert Target.parse("onnxruntime-cpu:1thread") == Target()
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-cpu:fast", "onnxruntime-cpu:0threads", "onnxruntime-cpu:", "onnxruntime:batch"])
+def test_what_cannot_be_read_is_refused_with_the_form(name: str) -> None:
+    with pytest.raises(InputError, match="write it like 'onnxruntime-cpu' or 'openvino-cpu:2threads:batch16'"):
+        Target.parse(name)
+
+
+def test_a_runtime_that_nobody_has_written_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="no runtime 'openvin'; did you mean 'openvino'"):
+        Target.parse("onnxruntime", "openvin-cpu")
+
+
+def test_the_same_twice_is_refused() -> None:
+    with pytest.raises(InputError, match="the target onnxruntime-cpu is given twice"):
+        Target.parse("onnxruntime", "onnxruntime-cpu")
+    with pytest.raises(ValidationError, match="list them all in one"):
+        Target(also=(Target(runtime="openvino", also=(Target(runtime="torch"),)),))
+
+
+def test_several_have_metrics_of_their_own() -> None:
+    target = Target.parse("onnxruntime", "openvino:2threads")
+    first, second = target.each
+    assert target.alone == first == Target()
+    assert target.metric("latency_ms", first) == "latency_ms"
+    assert target.metric("latency_ms", second) == "latency_ms/openvino-cpu:2threads"
+    assert Target.from_json(target.to_json()) == target
+
+
+def test_the_menu_is_what_all_have() -> None:
+    assert Target.parse("onnxruntime", "openvino").menu == MENUS["onnxruntime"]
+    assert Target.parse("torch", "onnxruntime").menu.activation_bits == (None,)
+    assert Target.parse("onnxruntime", "torch").menu.integer_kinds == ()
+
+
+def test_menus_with_nothing_in_common_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    coarse = Menu(weight_bits=(1 + 1,), activation_bits=(8,), weight_sparsity=False, channel_multiple=3)
+    fine = Menu(weight_bits=(8,), activation_bits=(8,), weight_sparsity=True, channel_multiple=2, integer_weight_bits=4)
+    monkeypatch.setitem(MENUS, "coarse", coarse)
+    monkeypatch.setitem(MENUS, "fine", fine)
+    with pytest.raises(InputError, match="no policy suits all of coarse-cpu, fine-cpu"):
+        _ = Target.parse("coarse", "fine").menu
+    monkeypatch.setitem(MENUS, "coarse", coarse.model_copy(update={"weight_bits": (2, 8)}))
+    common = Target.parse("coarse", "fine").menu
+    assert (common.weight_bits, common.weight_sparsity) == ((8,), False)
+    assert (common.channel_multiple, common.integer_weight_bits) == (6, 4)
+
+
+def _experiment(**settings: object) -> Experiment:
+    return Experiment(task=ToyTask(), space=lambda *_: None, **settings)  # type: ignore[arg-type]
+
+
+def test_the_latency_at_each_target_is_an_objective() -> None:
+    target = Target.parse("onnxruntime", "openvino")
+    names = [objective.metric for objective in _experiment(target=target).parsed_objectives]
+    assert names == ["size_bytes", "latency_ms", "latency_ms/openvino-cpu", "accuracy"]
+    some = _experiment(target=target, objectives=("latency/openvino-cpu", "accuracy")).parsed_objectives
+    assert [objective.metric for objective in some] == ["latency_ms/openvino-cpu", "accuracy"]
+    assert [objective.goal for objective in some] == ["min", "max"]
+    assert len(_experiment(objectives=("latency", "size")).parsed_objectives) == 2
+
+
+def test_limits_hold_at_the_target_they_name() -> None:
+    limit = Limit.parse("latency/openvino-cpu:2threads <= 0.5 * baseline")
+    assert limit.metric == "latency_ms/openvino-cpu:2threads"
+    base = {"latency_ms": 9.0, limit.metric: 2.0}
+    assert limit.bound(base) == 1.0
+    assert Limit.parse("latency/torch-cpu <= 300 us").bound({}) == pytest.approx(0.3)
+    assert Limit.parse("size/torch-cpu <= 1 kB").metric == "size_bytes/torch-cpu"
+
+
+def test_metrics_at_targets_that_are_not_searched_for_are_refused() -> None:
+    limits = ("latency/openvino-cpu <= 1 ms",)
+    with pytest.raises(InputError, match="latency_ms/openvino-cpu: the search is for onnxruntime-cpu alone"):
+        check_metrics(_experiment(limits=limits))
+    with pytest.raises(UnknownNameError, match="no further target 'openvino-cpu'; did you mean 'openvino-cpu:2threads'"):
+        check_metrics(_experiment(limits=limits, target=Target.parse("onnxruntime", "openvino:2threads")))
+    own = Objective(metric="recall/top5", goal="max")
+    check_metrics(_experiment(objectives=(own, "size")))

@@ -1,5 +1,6 @@
 """What each option does alone: how far it moves the outputs, how many bytes and how much time it saves."""
 
+import math
 from bisect import bisect_left
 from functools import cached_property
 from itertools import pairwise
@@ -14,6 +15,8 @@ from autocompress.option import Option
 from autocompress.policy import LayerPolicy, Policy
 from autocompress.result import Environment
 from autocompress.target import Target
+
+_SCALE_BYTES = 4
 
 
 class Divergence(Noun):
@@ -97,8 +100,9 @@ class LayerCosts(Noun):
     The time of a file with this layer alone, in ms, at each number of input and output channels of the grid
     (`float_ms` and `int8_ms`, indexed [input][output]; `int8_ms` empty where the runtime has no integer kernel), and its
     bytes: of `weights` numbers at full width in each number of bits, and beside them when the weights are floats, are
-    codes that become floats, and are codes in an integer kernel. `border_ms` is what it adds at full width when the layer
-    after it runs in integers and it does not, or the other way round.
+    codes that become floats, and are codes in an integer kernel. `group_bytes` is what codes with a scale for each group of
+    inputs take besides, but for the scales. `border_ms` is what it adds at full width when the layer after it runs in
+    integers and it does not, or the other way round.
     """
 
     name: str
@@ -112,6 +116,7 @@ class LayerCosts(Noun):
     floats: Beside
     codes: Beside
     integer: Beside
+    group_bytes: FiniteFloat = 0.0
 
     @model_validator(mode="after")
     def _grids_fit(self) -> Self:
@@ -140,7 +145,13 @@ class LayerCosts(Noun):
             self._lines[key] = self._linear(how)
         lines, channel = self._lines[key]
         kept = inputs * outputs / self._full
-        return min([fixed + each * kept for fixed, each in lines]) + channel * outputs
+        return min([fixed + each * kept for fixed, each in lines]) + channel * outputs + self._grouped(inputs, outputs, how)
+
+    def _grouped(self, inputs: int, outputs: int, how: LayerPolicy) -> float:
+        """What scales for groups of inputs take beyond those for outputs."""
+        if how.group_size is None:
+            return 0.0
+        return self.group_bytes + _SCALE_BYTES * outputs * (math.ceil(inputs / how.group_size) - 1)
 
     def _linear(self, how: LayerPolicy) -> tuple[tuple[tuple[float, float], ...], float]:
         storage = next((storage for storage in self.storage if storage.bits == how.weight_bits), None)

@@ -14,7 +14,8 @@ class Menu(Noun):
     `channel_multiple`: channel counts that are multiples of it use the runtime's kernels well; between them a pruned
     channel saves bytes and no time. `weight_sparsity`: zeros are stored in fewer bytes than other values.
     `integer_weight_bits`: wider weights are stored in so many bits beside 8-bit activations. `integer_kinds`: the kinds of
-    layers that 8-bit activations make quicker.
+    layers that 8-bit activations make quicker. `group_sizes`: weights of linear layers with float activations may have a
+    scale for every so many inputs.
     """
 
     weight_bits: tuple[int | None, ...]
@@ -23,21 +24,29 @@ class Menu(Noun):
     channel_multiple: int = Field(ge=1)
     integer_weight_bits: int = Field(default=8, ge=2, le=8)
     integer_kinds: tuple[str, ...] = ("conv1d", "conv2d", "linear")
+    group_sizes: tuple[int, ...] = ()
 
 
 # Measured on x86 CPUs: below 8 bits a weight saves bytes and no time, an activation neither. Without VNNI instructions
 # the integer kernels add two products in 16 bits: 255 * 127 twice does not fit, and the file computes something else
 # than on other CPUs; 255 * 63 twice does.
+_GROUP_SIZES = (32, 64, 128)
 _ONNX = Menu(
     weight_bits=(2, 3, 4, 5, 6, 7, 8, None),
     activation_bits=(8, None),
     weight_sparsity=True,
     channel_multiple=8,
     integer_weight_bits=7,
+    group_sizes=_GROUP_SIZES,
 )
 # Torch computes in floats; files of few bits and many zeros are deflated to fewer bytes.
 _TORCH = Menu(
-    weight_bits=(2, 3, 4, 5, 6, 7, 8, None), activation_bits=(None,), weight_sparsity=True, channel_multiple=8, integer_kinds=()
+    weight_bits=(2, 3, 4, 5, 6, 7, 8, None),
+    activation_bits=(None,),
+    weight_sparsity=True,
+    channel_multiple=8,
+    integer_kinds=(),
+    group_sizes=_GROUP_SIZES,
 )
 MENUS: dict[str, Menu] = {"onnxruntime": _ONNX, "openvino": _ONNX, "torch": _TORCH, "torch-compiled": _TORCH}
 

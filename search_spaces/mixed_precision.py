@@ -1,8 +1,9 @@
 """Bits alone, layer by layer: nothing is pruned.
 
 A level for the whole network (`weight_bits`), an offset from it for each layer (``conv1/weight_bits_offset``) and its
-activation bits (``conv1/activation_bits``); with `steps` of fine-tuning and `distill` or not: 3 + 2 x layers parameters.
-The first and the last layer get at least 6 bits.
+activation bits (``conv1/activation_bits``); of linear layers with more than 32 inputs, how many of them share a scale where
+activations are floats (``head/group_size``); with `steps` of fine-tuning and `distill` or not: 3 + 2 x layers + such linear
+layers parameters. The first and the last layer get at least 6 bits.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from optuna.trial import BaseTrial
 from autocompress.experiment import Space
 from autocompress.layer import Layers
 from autocompress.policy import LayerPolicy, Policy
-from autocompress.space import keep_ends, quantised, suggest_distill, suggest_steps, suggest_weight_bits
+from autocompress.space import keep_ends, quantised, suggest_distill, suggest_group_size, suggest_steps, suggest_weight_bits
 from autocompress.target import Target
 
 STEPS = (100, 200, 400)
@@ -25,7 +26,9 @@ def space(trial: BaseTrial, layers: Layers, target: Target, *, steps: Sequence[i
     suggested = suggest_weight_bits(trial, [layer.name for layer in layers], menu)
     for name, bits in keep_ends(suggested, layers, menu).items():
         activation_bits = trial.suggest_categorical(f"{name}/activation_bits", menu.activation_bits)
-        settings[name] = LayerPolicy(weight_bits=bits) if activation_bits is None else quantised(bits, menu)
+        group_size = suggest_group_size(trial, layers.layer(name), menu)
+        by_weights = LayerPolicy(weight_bits=bits, group_size=group_size)
+        settings[name] = by_weights if activation_bits is None else quantised(bits, menu)
     return Policy(layers=settings, finetune=suggest_steps(trial, steps), distill=suggest_distill(trial))
 
 

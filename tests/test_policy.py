@@ -84,6 +84,7 @@ def test_no_zero_is_different_from_another() -> None:
         Policy(importance="l2"),
         Policy(channel_sparsity={"conv1": 0.5}),
         Policy(layers={"conv1": LayerPolicy(weight_bits=4)}),
+        Policy(layers={"conv1": LayerPolicy(group_size=32)}),
         Policy(finetune=Finetune(steps=201)),
         Policy(distill=Distill()),
     ],
@@ -171,6 +172,7 @@ def test_kept_channels_by_example(channels: int, share: float, kept: int) -> Non
     [
         (lambda: LayerPolicy(weight_bits=1), "greater than or equal to 2"),
         (lambda: LayerPolicy(weight_bits=9), "less than or equal to 8"),
+        (lambda: LayerPolicy(weight_bits=4, group_size=0), "greater than or equal to 2"),
         (lambda: LayerPolicy(weight_bits=8, activation_bits=4), "should be 8"),  # type: ignore[arg-type]
         (lambda: LayerPolicy(activation_bits=8), "activation_bits needs weight_bits"),
         (lambda: LayerPolicy(weight_sparsity=1.0), "less than 1"),
@@ -242,6 +244,46 @@ def test_weights_beside_integer_activations_have_the_bits_that_every_cpu_can_mul
     assert Policy(layers=layers).canonical(vgg(), wide).layers == layers
 
 
+GROUPED = LayerPolicy(weight_bits=4, group_size=64)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "complaint"),
+    [
+        ("conv2", GROUPED, "layer 'conv2': group_size 64 is for linear layers, and this is a conv2d; leave it out"),
+        ("head", LayerPolicy(weight_bits=4, group_size=48), r"group_size 48 is not on the target's menu \(32, 64, 128\)"),
+        ("head", LayerPolicy(weight_bits=4, activation_bits=8, group_size=64), "'head': group_size 64 needs float activations"),
+    ],
+)
+def test_groups_that_no_runtime_has_are_refused(name: str, layer: LayerPolicy, complaint: str) -> None:
+    with pytest.raises(PolicyError, match=complaint):
+        Policy(layers={name: layer}).check(vgg(), MENU)
+
+
+def test_a_target_without_groups_says_so() -> None:
+    menu = Menu(weight_bits=(4, None), activation_bits=(None,), weight_sparsity=False, channel_multiple=4)
+    with pytest.raises(PolicyError, match=r"group_size 64 is not on the target's menu \(there are none\)"):
+        Policy(layers={"head": GROUPED}).check(vgg(), menu)
+
+
+def test_groups_that_amount_to_nothing_are_dropped() -> None:
+    def canonical(how: LayerPolicy, **shares: float) -> dict[str, LayerPolicy]:
+        policy = Policy(layers={"head": how}, channel_sparsity=shares)
+        found = policy.canonical(vgg(), MENU)
+        assert found.canonical(vgg(), MENU) == found
+        return found.layers
+
+    wide = LayerPolicy(weight_bits=4, group_size=128)
+    assert canonical(wide) == {"head": wide}
+    # Of 900 inputs 72 are left, of which a group of 128 has all.
+    assert canonical(wide, conv3=0.93) == {"head": LayerPolicy(weight_bits=4)}
+    assert canonical(LayerPolicy(weight_bits=4, group_size=64), conv3=0.93) == {"head": GROUPED}
+    assert canonical(LayerPolicy(group_size=64)) == {}
+    assert canonical(LayerPolicy(group_size=64, weight_sparsity=0.5)) == {"head": LayerPolicy(weight_sparsity=0.5)}
+    integer = LayerPolicy(weight_bits=4, activation_bits=8)
+    assert canonical(integer.model_copy(update={"group_size": 64})) == {"head": integer}
+
+
 def test_the_empty_policy_fits_everything() -> None:
     for layers in NETS.values():
         Policy().check(layers, MENU)
@@ -264,6 +306,7 @@ def test_the_empty_policy_fits_everything() -> None:
             ),
             "w4-8 a8 (1 of 4), 2 float, 18% zeros, 200 steps, KD T=4",
         ),
+        (Policy(layers={"head": GROUPED}), "w4 g64, 3 float, 200 steps"),
     ],
 )
 def test_a_policy_in_words(policy: Policy, words: str) -> None:

@@ -67,6 +67,7 @@ def _costs(
             _storage(module, bits, single, zeros=menu.weight_sparsity) for bits in {None: 0} | dict.fromkeys(menu.weight_bits)
         ]
         beside = [_beside(use, manner, single) for manner in ("float", "codes", "integer")]
+        group_bytes = _group_bytes(use, single) if menu.group_sizes else 0
     return LayerCosts(
         name=use.layer.name,
         inputs=use.inputs,
@@ -78,6 +79,7 @@ def _costs(
         floats=beside[0],
         codes=beside[1],
         integer=beside[2],
+        group_bytes=group_bytes,
     )
 
 
@@ -206,3 +208,10 @@ def _beside(use: Use, manner: Manner, single: SingleLayer | None) -> Beside:
         len(single.file(one, manner)[0]) - np.prod(one.weight_shape) * (4 if manner == "float" else 1) for one in (narrow, wide)
     )
     return Beside(layer=0, channel=round((wide_bytes - narrow_bytes) / shape.outputs))
+
+
+def _group_bytes(use: Use, single: SingleLayer | None) -> int:
+    if single is None or use.layer.kind != "linear" or not use.shapes:
+        return 0
+    with_groups, without = (single.file(use.shapes[0], manner)[0] for manner in ("groups", "codes"))
+    return len(with_groups) - len(without)

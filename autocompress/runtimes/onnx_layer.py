@@ -32,6 +32,8 @@ def layer_file(shape: LayerShape, manner: Manner) -> tuple[bytes, Array]:
             weight = graph.store("w", graph.weight)
         case "codes":
             weight = graph.floats_of_codes()
+        case "groups":
+            weight = graph.floats_of_groups()
         case "integer":
             weight = graph.integers()
     output = graph.call("Relu", graph.layer(weight))
@@ -72,6 +74,13 @@ class _Graph:
         codes, scale = self.codes()
         column = scale.reshape(-1, *[1] * (self.weight.ndim - 1))
         return self.call("Mul", self.call("Cast", codes, to=TensorProto.FLOAT), self.store("s", column))
+
+    def floats_of_groups(self) -> str:
+        codes, scale = self.codes()
+        numbers = [self.store(name, np.array(number)) for name, number in (("n", 0), ("i", self.shape.inputs), ("o", 1))]
+        group_of_input = self.call("Div", self.call("Range", *numbers), "i")
+        steps = self.call("Gather", self.store("s", scale[:, None]), group_of_input, axis=1)
+        return self.call("Mul", self.call("Cast", codes, to=TensorProto.FLOAT), steps)
 
     def integers(self) -> str:
         codes, scale = self.codes()

@@ -81,6 +81,15 @@ def test_float_outputs_are_those_of_the_layer(manner: Manner, shape: LayerShape,
     assert not {"Cast", "Mul", "DequantizeLinear"} & set(optimised(content, tmp_path))
 
 
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES.values() if shape.kind == "linear"], ids=str)
+def test_a_scale_for_all_inputs_as_a_group_is_the_same_layer(shape: LayerShape, tmp_path: Path) -> None:
+    content, inputs = layer_file(shape, "groups")
+    same, _ = layer_file(shape, "codes")
+    load = runtime_of(Target()).load
+    assert np.array_equal(load(content, Target())(inputs), load(same, Target())(inputs))
+    assert optimised(content, tmp_path) == optimised(same, tmp_path)
+
+
 def test_other_widths_are_counted_as_the_weight_counts_them() -> None:
     assert SHAPES["3x3"].at(8, 16).weight_shape == (16, 8, 3, 3)
     assert SHAPES["linear"].at(20, 10).weight_shape == (10, 20)

@@ -4,6 +4,7 @@ from functools import cache
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from autocompress.profile.single import layer_costs
 from autocompress.runtimes import runtime_of
 from autocompress.runtimes.onnx_pack import pack
 from autocompress.runtimes.onnx_slim import IR_VERSION, OPSET, scale_of_each_input
+from autocompress.runtimes.openvino import SETTINGS
 from autocompress.student import largest_code
 from autocompress.target import Target
 from tests.runtimes.test_onnx_pack import restored
@@ -77,6 +79,18 @@ def test_files_decide_as_students_do(runtime: str, size: int) -> None:
 def test_they_cost_nothing_when_they_run(tmp_path: Path) -> None:
     files = [exported(LayerPolicy(weight_bits=3, group_size=size), Target())[0] for size in (None, 32)]
     assert optimised(files[1], tmp_path) == optimised(files[0], tmp_path)
+
+
+@needs_openvino
+def test_openvino_restores_them_once() -> None:
+    """It would rather keep codes of 8 bits, and multiply them by their scales at every run."""
+    openvino: Any = pytest.importorskip("openvino")
+    file, _ = exported(LayerPolicy(weight_bits=4, group_size=32), Target(runtime="openvino"))
+    compiled = openvino.Core().compile_model(openvino.Core().read_model(file), "CPU", SETTINGS)
+    told = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    kinds = [str(info["layerType"].value) for info in told]
+    assert kinds.count("FullyConnected") == 3
+    assert set(kinds) <= {"Input", "Const", "Reorder", "FullyConnected", "Output"}
 
 
 def test_they_take_the_bytes_that_the_cost_table_tells() -> None:

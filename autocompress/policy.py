@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from autocompress.errors import PolicyError
 from autocompress.layer import Kind, Layer, Layers
 from autocompress.noun import Noun
-from autocompress.target import Menu
+from autocompress.target import ActivationRange, Menu
 
 Importance = Literal["l1", "l2", "bn_scale", "taylor"]
 
@@ -26,18 +26,22 @@ class LayerPolicy(Noun):
     `weight_bits` None keeps float weights; `activation_bits` 8 quantises what goes in and comes out, None keeps float;
     `weight_sparsity` is the share of the weights (those of smallest magnitude) that become zero, 0 <= share < 1.
     Quantised weights have a scale for each output or, of a linear layer with float activations, for every `group_size`
-    inputs of each output.
+    inputs of each output. The range of 8-bit inputs is known beforehand ("static") or, of a linear layer, that of each batch
+    at run time ("dynamic"): then its outputs are floats.
     """
 
     weight_bits: int | None = Field(default=None, ge=2, le=8)
     activation_bits: Literal[8] | None = None
     weight_sparsity: float = Field(default=0.0, ge=0.0, lt=1.0)
     group_size: int | None = Field(default=None, ge=2)
+    activation_range: ActivationRange = "static"
 
     @model_validator(mode="after")
     def _activations_need_weights(self) -> Self:
         if self.activation_bits is not None and self.weight_bits is None:
             raise ValueError("activation_bits needs weight_bits: no runtime has a kernel for integer inputs and float weights")
+        if self.activation_range == "dynamic" and self.activation_bits is None:
+            raise ValueError("activation_range 'dynamic' needs activation_bits: float activations have no range")
         return self
 
 
@@ -106,6 +110,15 @@ class Policy(Noun):
                 )
             if layer.group_size is not None:
                 _check_groups(name, kind, layer, menu)
+            if layer.activation_range not in menu.activation_ranges:
+                listed = ", ".join(menu.activation_ranges)
+                raise PolicyError(
+                    f"layer {name!r}: activation_range {layer.activation_range!r} is not on the target's menu ({listed})"
+                )
+            if layer.activation_range == "dynamic" and kind != "linear":
+                raise PolicyError(
+                    f"layer {name!r}: activation_range 'dynamic' is for linear layers, and this is a {kind}; use 'static'"
+                )
 
     def canonical(self, layers: Layers, menu: Menu) -> "Policy":
         """The one policy that stands for all that amount to the same compressed model.
@@ -185,8 +198,10 @@ def kept_channels(channels: int, share: float, multiple: int) -> int:
 
 
 def _stored(policy: LayerPolicy, layer: Layer, menu: Menu, widths: Mapping[str, tuple[int, int]]) -> LayerPolicy:
-    if policy.activation_bits is not None and not (layer.integer and layer.kind in menu.integer_kinds):
-        policy = policy.model_copy(update={"activation_bits": None})
+    # What a batch brings at run time need not be known for each call of a layer, nor the forward function be traced.
+    integer = layer.integer or policy.activation_range == "dynamic"
+    if policy.activation_bits is not None and not (integer and layer.kind in menu.integer_kinds):
+        policy = policy.model_copy(update={"activation_bits": None, "activation_range": "static"})
     if policy.group_size is not None:
         whole = policy.weight_bits is None or policy.activation_bits is not None or policy.group_size >= widths[layer.name][0]
         policy = policy.model_copy(update={"group_size": None}) if whole else policy
@@ -235,10 +250,18 @@ def _bits_in_words(policy: Policy, layers: Layers) -> str:
     span = _span("w", weights)
     if groups := sorted({setting.group_size for setting in settings if setting.group_size}):
         span += f" {_span('g', groups)}"
-    activations = Counter(setting.activation_bits for setting in settings)
-    part = f" ({activations[8]} of {len(settings)})" if 0 < activations[8] < len(settings) else ""
     floats = sum(setting.weight_bits is None for setting in settings)
-    return span + (f" a8{part}" if activations[8] else "") + (f", {floats} float" if floats else "")
+    return span + _activations_in_words(settings) + (f", {floats} float" if floats else "")
+
+
+def _activations_in_words(settings: Sequence[LayerPolicy]) -> str:
+    ranges = Counter(setting.activation_range for setting in settings if setting.activation_bits)
+    if not ranges:
+        return ""
+    notes = [f"{ranges.total()} of {len(settings)}"] if ranges.total() < len(settings) else []
+    notes += [f"{ranges['dynamic']} dynamic"] if len(ranges) > 1 else []
+    word = " a8" if ranges["static"] else " a8 dynamic"
+    return f"{word} ({', '.join(notes)})" if notes else word
 
 
 def _span(letter: str, sizes: Sequence[int]) -> str:

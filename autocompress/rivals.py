@@ -151,6 +151,8 @@ def _params(levels: dict[str, Any], known: dict[str, BaseDistribution], *, disti
             value = 8
         elif name.endswith("/group_size"):
             value = None
+        elif name.endswith("/activation_range"):
+            value = "static"
         elif name == "steps":
             value = _ENDLESS
         elif name in wanted:

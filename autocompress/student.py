@@ -153,6 +153,16 @@ def best_scales(weight: Tensor, bits: int, axis: int = 0, group_size: int | None
     return best
 
 
+def rounded_by_its_range(activation: Tensor) -> Tensor:
+    """An activation rounded to 256 steps between its own smallest and largest value, as DynamicQuantizeLinear does."""
+    low, high = activation.detach().float().aminmax()
+    low, high = low.clamp_max(0), high.clamp_min(0)
+    scale = (high - low).clamp_min(SMALLEST_SCALE) / 255
+    zero_point = round(float((-low / scale).round()))
+    rounded: Tensor = _FixedStep.apply(activation, float(scale), zero_point)  # type: ignore[no-untyped-call]
+    return rounded
+
+
 def _laid_out_as(example: Tensor, tensor: Tensor) -> Tensor:
     """`tensor` with the strides of `example`: by them a convolution chooses the layout of its outputs.
 
@@ -173,20 +183,28 @@ class StudentLayer(nn.Module):
 
     `mask` is None or a bool tensor of the weight's shape, False where the weight is zero; `bits` None keeps float
     weights, else `scale` of shape (out,) is the learned step of each output channel, which `axis` of the weight counts.
-    With `group_size`, of linear layers, it is that of each so many inputs of each output, shape (out, groups).
+    With `group_size`, of linear layers, it is that of each so many inputs of each output, shape (out, groups). `dynamic`, its
+    inputs are rounded to 8 bits by the range of each batch.
     """
 
     mask: Tensor | None
     scale: nn.Parameter | None
 
     def __init__(
-        self, layer: Plain, *, bits: int | None = None, mask: Tensor | None = None, group_size: int | None = None
+        self,
+        layer: Plain,
+        *,
+        bits: int | None = None,
+        mask: Tensor | None = None,
+        group_size: int | None = None,
+        dynamic: bool = False,
     ) -> None:
         super().__init__()
         self.layer = layer
         self.axis = channel_axis(layer)
         self.bits = bits
         self.group_size = group_size
+        self.dynamic = dynamic
         self.register_buffer("mask", mask)
         self.scale = None if bits is None else nn.Parameter(self.best_scales(self._masked()))
 
@@ -202,7 +220,7 @@ class StudentLayer(nn.Module):
         weight = self.effective_weight()
         if weight.dim() == 4:
             weight = _laid_out_as(self.layer.weight, weight)
-        return apply_layer(self.layer, input, weight, self.bias)
+        return apply_layer(self.layer, rounded_by_its_range(input) if self.dynamic else input, weight, self.bias)
 
     def effective_weight(self) -> Tensor:
         """The weight as it acts: masked and rounded. Same shape as `weight`."""

@@ -7,6 +7,8 @@ from pydantic import Field
 from autocompress.errors import unknown_name
 from autocompress.noun import Noun
 
+ActivationRange = Literal["static", "dynamic"]
+
 
 class Menu(Noun):
     """What a runtime can make use of. `None` stands for float.
@@ -15,7 +17,7 @@ class Menu(Noun):
     channel saves bytes and no time. `weight_sparsity`: zeros are stored in fewer bytes than other values.
     `integer_weight_bits`: wider weights are stored in so many bits beside 8-bit activations. `integer_kinds`: the kinds of
     layers that 8-bit activations make quicker. `group_sizes`: weights of linear layers with float activations may have a
-    scale for every so many inputs.
+    scale for every so many inputs. `activation_ranges`: when the range of 8-bit activations is known.
     """
 
     weight_bits: tuple[int | None, ...]
@@ -25,6 +27,7 @@ class Menu(Noun):
     integer_weight_bits: int = Field(default=8, ge=2, le=8)
     integer_kinds: tuple[str, ...] = ("conv1d", "conv2d", "linear")
     group_sizes: tuple[int, ...] = ()
+    activation_ranges: tuple[ActivationRange, ...] = ("static",)
 
 
 # Measured on x86 CPUs: below 8 bits a weight saves bytes and no time, an activation neither. Without VNNI instructions
@@ -38,6 +41,7 @@ _ONNX = Menu(
     channel_multiple=8,
     integer_weight_bits=7,
     group_sizes=_GROUP_SIZES,
+    activation_ranges=("static", "dynamic"),
 )
 # Torch computes in floats; files of few bits and many zeros are deflated to fewer bytes.
 _TORCH = Menu(
@@ -48,7 +52,9 @@ _TORCH = Menu(
     integer_kinds=(),
     group_sizes=_GROUP_SIZES,
 )
-MENUS: dict[str, Menu] = {"onnxruntime": _ONNX, "openvino": _ONNX, "torch": _TORCH, "torch-compiled": _TORCH}
+# OpenVINO takes longer with dynamic ranges than with floats.
+_OPENVINO = _ONNX.model_copy(update={"activation_ranges": ("static",)})
+MENUS: dict[str, Menu] = {"onnxruntime": _ONNX, "openvino": _OPENVINO, "torch": _TORCH, "torch-compiled": _TORCH}
 
 
 class Target(Noun):

@@ -170,6 +170,14 @@ class RuntimeSuite:
             assert self._gap(student) < _ROUNDED, f"{bits} bits"
             assert self._size(student) < whole, f"{bits} bits"
 
+    def test_dynamic_ranges_of_activations(self) -> None:
+        menu = self.target.menu
+        if "dynamic" not in menu.activation_ranges:
+            return
+        for bits in (bits for bits in self._widths if bits <= menu.integer_weight_bits):
+            layer = LayerPolicy(weight_bits=bits, activation_bits=8, activation_range="dynamic")
+            assert self._gap(toy_student(layer, names=("head",))) < _ROUNDED, f"{bits} bits"
+
     def test_scales_for_groups_of_inputs(self) -> None:
         for size, bits in product(self.target.menu.group_sizes, self._widths):
             student = toy_student(LayerPolicy(weight_bits=bits, group_size=size), names=("head",))

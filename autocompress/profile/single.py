@@ -67,7 +67,8 @@ def _costs(
             _storage(module, bits, single, zeros=menu.weight_sparsity) for bits in {None: 0} | dict.fromkeys(menu.weight_bits)
         ]
         beside = [_beside(use, manner, single) for manner in ("float", "codes", "integer")]
-        group_bytes = _group_bytes(use, single) if menu.group_sizes else 0
+        group_bytes = _more_than_codes(use, "groups", single) if menu.group_sizes else 0
+        dynamic_bytes = _more_than_codes(use, "dynamic", single) if "dynamic" in menu.activation_ranges else 0
     return LayerCosts(
         name=use.layer.name,
         inputs=use.inputs,
@@ -80,6 +81,7 @@ def _costs(
         codes=beside[1],
         integer=beside[2],
         group_bytes=group_bytes,
+        dynamic_bytes=dynamic_bytes,
     )
 
 
@@ -210,8 +212,8 @@ def _beside(use: Use, manner: Manner, single: SingleLayer | None) -> Beside:
     return Beside(layer=0, channel=round((wide_bytes - narrow_bytes) / shape.outputs))
 
 
-def _group_bytes(use: Use, single: SingleLayer | None) -> int:
+def _more_than_codes(use: Use, manner: Manner, single: SingleLayer | None) -> int:
+    """The bytes that a linear layer takes beyond those of codes that become floats."""
     if single is None or use.layer.kind != "linear" or not use.shapes:
         return 0
-    with_groups, without = (single.file(use.shapes[0], manner)[0] for manner in ("groups", "codes"))
-    return len(with_groups) - len(without)
+    return len(single.file(use.shapes[0], manner)[0]) - len(single.file(use.shapes[0], "codes")[0])

@@ -158,6 +158,33 @@ class _DeployedLayer(nn.Module):
         return apply_layer(self.layer, -activation if self.negated else activation, weight, bias)
 
 
+class _DynamicLayer(nn.Module):
+    """A linear layer of integer codes (in, out) whose inputs are rounded by the range of each batch; its outputs are floats."""
+
+    codes: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, codes: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("codes", codes.T.contiguous())
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", bias)
+
+    def forward(self, activation: Tensor) -> Tensor:
+        rounded, step, zero_point = torch.onnx.ops.symbolic_multi_out(
+            "DynamicQuantizeLinear",
+            [activation],
+            dtypes=[torch.uint8, torch.float32, torch.uint8],
+            shapes=[activation.shape, [], []],
+            version=23,
+        )
+        shape = torch.Size([*activation.shape[:-1], self.codes.shape[1]])
+        sums = _onnx("MatMulInteger", [rounded, self.codes, zero_point], shape, torch.int32)
+        product = sums.to(torch.float32) * (step * self.scale)
+        return product if self.bias is None else product + self.bias
+
+
 def _without_parameters(layer: Plain) -> Plain:
     """The layer's settings alone: its parameters must not be exported."""
     settings = deepcopy(layer)
@@ -254,8 +281,8 @@ def _quantizer_before(node: Node, graph: GraphModule) -> _DeployedQuantizer | No
 
 def _input_scale(node: Node, layer: nn.Module, quantizer: _DeployedQuantizer, graph: GraphModule) -> Tensor | None:
     plain = layer.layer if isinstance(layer, StudentLayer) else layer
-    if isinstance(layer, StudentLayer) and layer.group_size is not None:  # integer kernels know one scale an output
-        return None
+    if isinstance(layer, StudentLayer) and (layer.dynamic or layer.group_size is not None):
+        return None  # it has a kernel of its own; integer kernels know one scale an output
     if isinstance(plain, nn.Conv1d | nn.Conv2d) and plain.padding_mode != "zeros":  # the padding would stand between the two
         return None
     # A convolution with float outputs has no integer kernel: turning its codes into floats at load is faster.
@@ -274,6 +301,8 @@ def _deploy(
         if gain is not None:
             codes = codes * per_channel(gain.sign().to(torch.int8), codes, layer.axis)
             scale = scale * per_channel(gain.abs(), scale)
+        if layer.dynamic:
+            return _DynamicLayer(codes, scale, bias)
         codes, scale = _with_room_for_bias(codes, scale, bias, input_scale)
         return _DeployedLayer(
             plain,

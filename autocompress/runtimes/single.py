@@ -10,8 +10,8 @@ from autocompress.layer import Kind
 from autocompress.tables import Form
 
 # Float weights; integer codes that become floats when the file is loaded, the same with scales for groups of inputs, of
-# which there is one; integer codes in an integer kernel.
-Manner = Literal["float", "codes", "groups", "integer"]
+# which there is one; integer codes in an integer kernel, whose inputs are integers or floats rounded by their range.
+Manner = Literal["float", "codes", "groups", "integer", "dynamic"]
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,10 @@ def export(student: nn.Module, example: Nested) -> bytes:
     Raises `ExportError`.
     """
     example = nested.each(Tensor.cpu, example)
-    if any(isinstance(module, ActivationQuantizer) for module in student.modules()):
+    if any(
+        isinstance(module, ActivationQuantizer) or (isinstance(module, StudentLayer) and module.dynamic)
+        for module in student.modules()
+    ):
         raise ExportError("torch has no integer kernels here: activation_bits must be None")
     model = _deployed(deepcopy(student).cpu().eval(), example)
     return _deflated(_saved(_slim(_exported(model, example))))

@@ -7,15 +7,15 @@ every trial, and carried out by `autocompress.compress`.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from autocompress.errors import PolicyError
-from autocompress.layer import Layer, Layers
+from autocompress.layer import Kind, Layer, Layers
 from autocompress.noun import Noun
-from autocompress.target import Menu
+from autocompress.target import ActivationRange, Menu
 
 Importance = Literal["l1", "l2", "bn_scale", "taylor"]
 
@@ -25,16 +25,23 @@ class LayerPolicy(Noun):
 
     `weight_bits` None keeps float weights; `activation_bits` 8 quantises what goes in and comes out, None keeps float;
     `weight_sparsity` is the share of the weights (those of smallest magnitude) that become zero, 0 <= share < 1.
+    Quantised weights have a scale for each output or, of a linear layer with float activations, for every `group_size`
+    inputs of each output. The range of 8-bit inputs is known beforehand ("static") or, of a linear layer, that of each batch
+    at run time ("dynamic"): then its outputs are floats.
     """
 
     weight_bits: int | None = Field(default=None, ge=2, le=8)
     activation_bits: Literal[8] | None = None
     weight_sparsity: float = Field(default=0.0, ge=0.0, lt=1.0)
+    group_size: int | None = Field(default=None, ge=2)
+    activation_range: ActivationRange = "static"
 
     @model_validator(mode="after")
     def _activations_need_weights(self) -> Self:
         if self.activation_bits is not None and self.weight_bits is None:
             raise ValueError("activation_bits needs weight_bits: no runtime has a kernel for integer inputs and float weights")
+        if self.activation_range == "dynamic" and self.activation_bits is None:
+            raise ValueError("activation_range 'dynamic' needs activation_bits: float activations have no range")
         return self
 
 
@@ -94,21 +101,32 @@ class Policy(Noun):
         for name in self.channel_sparsity:
             layers.group(name)
         for name, layer in self.layers.items():
-            layers.layer(name)
+            kind = layers.layer(name).kind
             _on_menu(name, "weight_bits", layer.weight_bits, menu.weight_bits)
             _on_menu(name, "activation_bits", layer.activation_bits, menu.activation_bits)
             if layer.weight_sparsity and not menu.weight_sparsity:
                 raise PolicyError(
                     f"layer {name!r}: weight_sparsity {layer.weight_sparsity} saves nothing on this target; use 0"
                 )
+            if layer.group_size is not None:
+                _check_groups(name, kind, layer, menu)
+            if layer.activation_range not in menu.activation_ranges:
+                listed = ", ".join(menu.activation_ranges)
+                raise PolicyError(
+                    f"layer {name!r}: activation_range {layer.activation_range!r} is not on the target's menu ({listed})"
+                )
+            if layer.activation_range == "dynamic" and kind != "linear":
+                raise PolicyError(
+                    f"layer {name!r}: activation_range 'dynamic' is for linear layers, and this is a {kind}; use 'static'"
+                )
 
     def canonical(self, layers: Layers, menu: Menu) -> "Policy":
         """The one policy that stands for all that amount to the same compressed model.
 
         Channel shares are rounded to the channel counts that will really be kept, weights beside integer activations to the
-        bits that the target can multiply, activations of layers without an integer kernel stay float, entries that change
-        nothing are dropped, and settings that cannot matter (fine-tuning rates when there are no steps, a teacher whose
-        shares of the loss are 0) go back to their defaults.
+        bits that the target can multiply, activations of layers without an integer kernel stay float, groups that are no
+        smaller than all inputs that are left are no groups, entries that change nothing are dropped, and settings that cannot
+        matter (fine-tuning rates when there are no steps, a teacher whose shares of the loss are 0) go back to their defaults.
         """
         shares = {
             name: 1 - kept / group.channels
@@ -116,10 +134,11 @@ class Policy(Noun):
             if (kept := kept_channels((group := layers.group(name)).channels, share, group.multiple(menu.channel_multiple)))
             < group.channels
         }
+        widths = self.widths(layers, menu) if any(layer.group_size for layer in self.layers.values()) else {}
         changed = {
-            name: _stored(layer, layers.layer(name), menu)
+            name: stored
             for name, layer in sorted(self.layers.items())
-            if layer != LayerPolicy()
+            if (stored := _stored(layer, layers.layer(name), menu, widths)) != LayerPolicy()
         }
         trains = self.finetune.steps > 0
         return Policy(
@@ -156,7 +175,7 @@ class Policy(Noun):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def describe(self, layers: Layers) -> str:
-        """The policy in a few words, e.g. ``-52% channels, w4-8 a8, 30% zeros, 300 steps, KD T=4``."""
+        """The policy in a few words, e.g. ``-52% channels, w4-8 g64 a8, 30% zeros, 300 steps, KD T=4``."""
         words = [_channels_in_words(self, layers), _bits_in_words(self, layers), _zeros_in_words(self, layers)]
         words.append(f"{self.finetune.steps} steps" if self.finetune.steps else "no fine-tuning")
         if self.distill is not None:
@@ -178,9 +197,14 @@ def kept_channels(channels: int, share: float, multiple: int) -> int:
     return lower if wanted - lower < upper - wanted else upper
 
 
-def _stored(policy: LayerPolicy, layer: Layer, menu: Menu) -> LayerPolicy:
-    if policy.activation_bits is not None and not (layer.integer and layer.kind in menu.integer_kinds):
-        return policy.model_copy(update={"activation_bits": None})
+def _stored(policy: LayerPolicy, layer: Layer, menu: Menu, widths: Mapping[str, tuple[int, int]]) -> LayerPolicy:
+    # What a batch brings at run time need not be known for each call of a layer, nor the forward function be traced.
+    integer = layer.integer or policy.activation_range == "dynamic"
+    if policy.activation_bits is not None and not (integer and layer.kind in menu.integer_kinds):
+        policy = policy.model_copy(update={"activation_bits": None, "activation_range": "static"})
+    if policy.group_size is not None:
+        whole = policy.weight_bits is None or policy.activation_bits is not None or policy.group_size >= widths[layer.name][0]
+        policy = policy.model_copy(update={"group_size": None}) if whole else policy
     if policy.activation_bits is None or policy.weight_bits is None or policy.weight_bits <= menu.integer_weight_bits:
         return policy
     return policy.model_copy(update={"weight_bits": menu.integer_weight_bits})
@@ -199,6 +223,19 @@ def _on_menu(layer: str, what: str, given: int | None, menu: Iterable[int | None
         raise PolicyError(f"layer {layer!r}: {what} {given} is not on the target's menu ({listed})")
 
 
+def _check_groups(name: str, kind: Kind, policy: LayerPolicy, menu: Menu) -> None:
+    given = f"layer {name!r}: group_size {policy.group_size}"
+    if kind != "linear":
+        raise PolicyError(f"{given} is for linear layers, and this is a {kind}; leave it out")
+    if policy.group_size not in menu.group_sizes:
+        listed = ", ".join(str(size) for size in menu.group_sizes) or "there are none"
+        raise PolicyError(f"{given} is not on the target's menu ({listed})")
+    if policy.activation_bits is not None:
+        raise PolicyError(
+            f"{given} needs float activations: an integer kernel knows one scale an output; leave one of both out"
+        )
+
+
 def _channels_in_words(policy: Policy, layers: Layers) -> str:
     total = sum(group.channels for group in layers.groups)
     removed = sum(layers.group(name).channels * share for name, share in policy.channel_sparsity.items())
@@ -210,11 +247,25 @@ def _bits_in_words(policy: Policy, layers: Layers) -> str:
     weights = sorted({setting.weight_bits for setting in settings if setting.weight_bits})
     if not weights:
         return "float"
-    span = f"w{weights[0]}" if len(weights) == 1 else f"w{weights[0]}-{weights[-1]}"
-    activations = Counter(setting.activation_bits for setting in settings)
-    part = f" ({activations[8]} of {len(settings)})" if 0 < activations[8] < len(settings) else ""
+    span = _span("w", weights)
+    if groups := sorted({setting.group_size for setting in settings if setting.group_size}):
+        span += f" {_span('g', groups)}"
     floats = sum(setting.weight_bits is None for setting in settings)
-    return span + (f" a8{part}" if activations[8] else "") + (f", {floats} float" if floats else "")
+    return span + _activations_in_words(settings) + (f", {floats} float" if floats else "")
+
+
+def _activations_in_words(settings: Sequence[LayerPolicy]) -> str:
+    ranges = Counter(setting.activation_range for setting in settings if setting.activation_bits)
+    if not ranges:
+        return ""
+    notes = [f"{ranges.total()} of {len(settings)}"] if ranges.total() < len(settings) else []
+    notes += [f"{ranges['dynamic']} dynamic"] if len(ranges) > 1 else []
+    word = " a8" if ranges["static"] else " a8 dynamic"
+    return f"{word} ({', '.join(notes)})" if notes else word
+
+
+def _span(letter: str, sizes: Sequence[int]) -> str:
+    return f"{letter}{sizes[0]}" if len(sizes) == 1 else f"{letter}{sizes[0]}-{sizes[-1]}"
 
 
 def _zeros_in_words(policy: Policy, layers: Layers) -> str:

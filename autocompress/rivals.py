@@ -149,6 +149,10 @@ def _params(levels: dict[str, Any], known: dict[str, BaseDistribution], *, disti
             value: Any = 0
         elif name.endswith("/activation_bits"):
             value = 8
+        elif name.endswith("/group_size"):
+            value = None
+        elif name.endswith("/activation_range"):
+            value = "static"
         elif name == "steps":
             value = _ENDLESS
         elif name in wanted:

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import search_spaces
 from autocompress.errors import ExperimentError, unknown_name
 from autocompress.experiment import Space, Start, is_guided, run_file
-from autocompress.layer import Layers
+from autocompress.layer import Layer, Layers
 from autocompress.policy import Distill, Finetune, LayerPolicy
-from autocompress.target import Menu
+from autocompress.target import ActivationRange, Menu
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
@@ -91,6 +91,26 @@ def keep_ends(bits: dict[str, int | None], layers: Layers, menu: Menu) -> dict[s
         name: nearest(choices, max(given, ENDS_BITS)) if given is not None and name in layers.ends else given
         for name, given in bits.items()
     }
+
+
+def suggest_group_size(trial: "BaseTrial", layer: Layer, menu: Menu) -> int | None:
+    """How many inputs of a linear layer share a scale, None for all of them. Parameter: ``name/group_size``.
+
+    Asked for layers with more inputs than the least group of the menu has; others have none.
+    """
+    sizes = [size for size in menu.group_sizes if layer.kind == "linear" and size < layer.channels[1]]
+    if not sizes:
+        return None
+    chosen = trial.suggest_categorical(f"{layer.name}/group_size", [None, *sizes])
+    return None if chosen is None else int(chosen)
+
+
+def suggest_activation_range(trial: "BaseTrial", layer: Layer, menu: Menu) -> ActivationRange:
+    """When the range of a linear layer's 8-bit inputs is known. Parameter: ``name/activation_range``, if there is a choice."""
+    if layer.kind != "linear" or len(menu.activation_ranges) == 1:
+        return menu.activation_ranges[0]
+    chosen: Any = trial.suggest_categorical(f"{layer.name}/activation_range", menu.activation_ranges)
+    return "dynamic" if chosen == "dynamic" else "static"
 
 
 def suggest_steps(trial: "BaseTrial", steps: Sequence[int]) -> Finetune:

@@ -76,6 +76,17 @@ def per_channel(scale: Tensor, weight: Tensor, axis: int = 0) -> Tensor:
     return scale.view([-1 if dimension == axis else 1 for dimension in range(weight.dim())])
 
 
+def per_group(scale: Tensor, group_size: int, inputs: int) -> Tensor:
+    """`scale` of shape (out, groups) for each weight, shape (out, inputs): the last group may be shorter than the others."""
+    return scale.repeat_interleave(group_size, 1)[:, :inputs]
+
+
+def _in_groups(weight: Tensor, group_size: int) -> Tensor:
+    """A weight (out, in) as one row a group, (out * groups, group_size): the last of each output is filled up with zeros."""
+    missing = -weight.shape[1] % group_size
+    return (nn.functional.pad(weight, (0, missing)) if missing else weight).reshape(-1, group_size)
+
+
 class _LearnedStep(torch.autograd.Function):
     """Rounds a weight to its grid; passes gradients to the weight and to the scale (LSQ: Esser et al., 2020)."""
 
@@ -122,11 +133,14 @@ class _FixedStep(torch.autograd.Function):
         return passed, None, None
 
 
-def best_scales(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
+def best_scales(weight: Tensor, bits: int, axis: int = 0, group_size: int | None = None) -> Tensor:
     """The scale of each output, shape (out,), that rounds `weight` with least squared error, of 48 tried.
 
-    `axis` is the dimension in which outputs are counted.
+    `axis` is the dimension in which outputs are counted. With `group_size`, of a weight (out, in), that of each so many
+    inputs of each output: shape (out, groups).
     """
+    if group_size is not None:
+        return best_scales(_in_groups(weight, group_size), bits).view(len(weight), -1)
     largest = largest_code(bits)
     rows = weight.detach().movedim(axis, 0).flatten(1)
     widest = rows.abs().amax(1).clamp_min(SMALLEST_SCALE * largest)
@@ -137,6 +151,16 @@ def best_scales(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
         error = ((rows / step).round().clamp(-largest, largest) * step - rows).square().sum(1)
         best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
     return best
+
+
+def rounded_by_its_range(activation: Tensor) -> Tensor:
+    """An activation rounded to 256 steps between its own smallest and largest value, as DynamicQuantizeLinear does."""
+    low, high = activation.detach().float().aminmax()
+    low, high = low.clamp_max(0), high.clamp_min(0)
+    scale = (high - low).clamp_min(SMALLEST_SCALE) / 255
+    zero_point = round(float((-low / scale).round()))
+    rounded: Tensor = _FixedStep.apply(activation, float(scale), zero_point)  # type: ignore[no-untyped-call]
+    return rounded
 
 
 def _laid_out_as(example: Tensor, tensor: Tensor) -> Tensor:
@@ -159,18 +183,30 @@ class StudentLayer(nn.Module):
 
     `mask` is None or a bool tensor of the weight's shape, False where the weight is zero; `bits` None keeps float
     weights, else `scale` of shape (out,) is the learned step of each output channel, which `axis` of the weight counts.
+    With `group_size`, of linear layers, it is that of each so many inputs of each output, shape (out, groups). `dynamic`, its
+    inputs are rounded to 8 bits by the range of each batch.
     """
 
     mask: Tensor | None
     scale: nn.Parameter | None
 
-    def __init__(self, layer: Plain, *, bits: int | None = None, mask: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        layer: Plain,
+        *,
+        bits: int | None = None,
+        mask: Tensor | None = None,
+        group_size: int | None = None,
+        dynamic: bool = False,
+    ) -> None:
         super().__init__()
         self.layer = layer
         self.axis = channel_axis(layer)
         self.bits = bits
+        self.group_size = group_size
+        self.dynamic = dynamic
         self.register_buffer("mask", mask)
-        self.scale = None if bits is None else nn.Parameter(best_scales(self._masked(), bits, self.axis))
+        self.scale = None if bits is None else nn.Parameter(self.best_scales(self._masked()))
 
     @property
     def weight(self) -> Tensor:
@@ -184,23 +220,38 @@ class StudentLayer(nn.Module):
         weight = self.effective_weight()
         if weight.dim() == 4:
             weight = _laid_out_as(self.layer.weight, weight)
-        return apply_layer(self.layer, input, weight, self.bias)
+        return apply_layer(self.layer, rounded_by_its_range(input) if self.dynamic else input, weight, self.bias)
 
     def effective_weight(self) -> Tensor:
         """The weight as it acts: masked and rounded. Same shape as `weight`."""
         weight = self._masked()
         if self.bits is None or self.scale is None:
             return weight
-        rounded: Tensor = _LearnedStep.apply(weight, self.scale, largest_code(self.bits), self.axis)  # type: ignore[no-untyped-call]
-        return rounded
+        largest = largest_code(self.bits)
+        if self.group_size is None:
+            rounded: Tensor = _LearnedStep.apply(weight, self.scale, largest, self.axis)  # type: ignore[no-untyped-call]
+            return rounded
+        rows: Tensor = _LearnedStep.apply(_in_groups(weight, self.group_size), self.scale.flatten(), largest, 0)  # type: ignore[no-untyped-call]
+        return rows.view(len(weight), -1)[:, : weight.shape[1]]
 
     def codes(self) -> tuple[Tensor, Tensor]:
-        """What the file stores: int8 codes of the weight's shape and positive scales of shape (out,)."""
+        """What the file stores: int8 codes of the weight's shape and positive scales of the shape of `scale`."""
         if self.bits is None or self.scale is None:
             raise ValueError("a layer with float weights has no codes")
         weight, scale = self._masked().detach(), self.scale.detach().clamp_min(SMALLEST_SCALE)
         largest = largest_code(self.bits)
-        return (weight / per_channel(scale, weight, self.axis)).round().clamp(-largest, largest).to(torch.int8), scale
+        return (weight / self.steps(scale)).round().clamp(-largest, largest).to(torch.int8), scale
+
+    def steps(self, scale: Tensor) -> Tensor:
+        """Scales of the shape of `scale`, shaped to multiply the weight."""
+        if self.group_size is None:
+            return per_channel(scale, self.layer.weight, self.axis)
+        return per_group(scale, self.group_size, self.layer.weight.shape[1])
+
+    def best_scales(self, weight: Tensor) -> Tensor:
+        """Those that round `weight`, as the layer's in shape, with least error; see the function of that name."""
+        assert self.bits is not None
+        return best_scales(weight, self.bits, self.axis, self.group_size)
 
     def _masked(self) -> Tensor:
         return self.layer.weight if self.mask is None else self.layer.weight * self.mask

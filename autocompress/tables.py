@@ -1,5 +1,6 @@
 """What each option does alone: how far it moves the outputs, how many bytes and how much time it saves."""
 
+import math
 from bisect import bisect_left
 from functools import cached_property
 from itertools import pairwise
@@ -14,6 +15,8 @@ from autocompress.option import Option
 from autocompress.policy import LayerPolicy, Policy
 from autocompress.result import Environment
 from autocompress.target import Target
+
+_SCALE_BYTES = 4
 
 
 class Divergence(Noun):
@@ -97,8 +100,10 @@ class LayerCosts(Noun):
     The time of a file with this layer alone, in ms, at each number of input and output channels of the grid
     (`float_ms` and `int8_ms`, indexed [input][output]; `int8_ms` empty where the runtime has no integer kernel), and its
     bytes: of `weights` numbers at full width in each number of bits, and beside them when the weights are floats, are
-    codes that become floats, and are codes in an integer kernel. `border_ms` is what it adds at full width when the layer
-    after it runs in integers and it does not, or the other way round.
+    codes that become floats, and are codes in an integer kernel. `group_bytes` is what codes with a scale for each group of
+    inputs take besides, but for the scales, `dynamic_bytes` what codes take in an integer kernel with dynamic ranges.
+    `border_ms` is what it adds at full width when the layer after it runs in integers and it does not, or the other way
+    round.
     """
 
     name: str
@@ -112,6 +117,8 @@ class LayerCosts(Noun):
     floats: Beside
     codes: Beside
     integer: Beside
+    group_bytes: FiniteFloat = 0.0
+    dynamic_bytes: FiniteFloat = 0.0
 
     @model_validator(mode="after")
     def _grids_fit(self) -> Self:
@@ -122,7 +129,7 @@ class LayerCosts(Noun):
         return self
 
     @cached_property
-    def _lines(self) -> dict[tuple[int | None, int | None, float], tuple[tuple[tuple[float, float], ...], float]]:
+    def _lines(self) -> dict[tuple[int | None, str | None, float], tuple[tuple[tuple[float, float], ...], float]]:
         return {}  # filled as forms are asked for: a solver asks for few of them, many thousand times
 
     @cached_property
@@ -135,20 +142,28 @@ class LayerCosts(Noun):
 
     def bytes(self, inputs: int, outputs: int, how: LayerPolicy) -> float:
         """Bytes with so many input and output channels, stored as `how` says. Raises `InputError` for unknown bits."""
-        key = how.weight_bits, how.activation_bits, how.weight_sparsity
+        key = how.weight_bits, how.activation_range if how.activation_bits else None, how.weight_sparsity
         if key not in self._lines:
             self._lines[key] = self._linear(how)
         lines, channel = self._lines[key]
         kept = inputs * outputs / self._full
-        return min([fixed + each * kept for fixed, each in lines]) + channel * outputs
+        return min([fixed + each * kept for fixed, each in lines]) + channel * outputs + self._grouped(inputs, outputs, how)
+
+    def _grouped(self, inputs: int, outputs: int, how: LayerPolicy) -> float:
+        """What scales for groups of inputs take beyond those for outputs."""
+        if how.group_size is None:
+            return 0.0
+        return self.group_bytes + _SCALE_BYTES * outputs * (math.ceil(inputs / how.group_size) - 1)
 
     def _linear(self, how: LayerPolicy) -> tuple[tuple[tuple[float, float], ...], float]:
         storage = next((storage for storage in self.storage if storage.bits == how.weight_bits), None)
         if storage is None:
             raise InputError(f"the cost table knows layer {self.name!r} in no {how.weight_bits} bits")
-        beside = self.floats if how.weight_bits is None else self.codes if how.activation_bits is None else self.integer
-        lines = storage.lines(how.weight_sparsity)
-        return tuple((fixed + beside.layer, each) for fixed, each in lines), beside.channel
+        dynamic = how.activation_range == "dynamic"
+        as_codes = dynamic or how.activation_bits is None
+        beside = self.floats if how.weight_bits is None else self.codes if as_codes else self.integer
+        layer = beside.layer + (self.dynamic_bytes if dynamic else 0)
+        return tuple((fixed + layer, each) for fixed, each in storage.lines(how.weight_sparsity)), beside.channel
 
     def ms(self, inputs: int, outputs: int, how: LayerPolicy) -> float:
         """Milliseconds with so many input and output channels: bilinear between the points of the grid."""

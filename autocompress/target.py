@@ -12,6 +12,8 @@ from autocompress.noun import Noun, first_problem
 Device = Literal["cpu", "cuda"]
 _SETTING = re.compile(r"^(?:(?P<threads>\d+)threads?|batch(?P<batch_size>\d+))$")
 
+ActivationRange = Literal["static", "dynamic"]
+
 
 class Menu(Noun):
     """What a runtime can make use of. `None` stands for float.
@@ -19,7 +21,8 @@ class Menu(Noun):
     `channel_multiple`: channel counts that are multiples of it use the runtime's kernels well; between them a pruned
     channel saves bytes and no time. `weight_sparsity`: zeros are stored in fewer bytes than other values.
     `integer_weight_bits`: wider weights are stored in so many bits beside 8-bit activations. `integer_kinds`: the kinds of
-    layers that 8-bit activations make quicker.
+    layers that 8-bit activations make quicker. `group_sizes`: weights of linear layers with float activations may have a
+    scale for every so many inputs. `activation_ranges`: when the range of 8-bit activations is known.
     """
 
     weight_bits: tuple[int | None, ...]
@@ -28,23 +31,35 @@ class Menu(Noun):
     channel_multiple: int = Field(ge=1)
     integer_weight_bits: int = Field(default=8, ge=2, le=8)
     integer_kinds: tuple[str, ...] = ("conv1d", "conv2d", "linear")
+    group_sizes: tuple[int, ...] = ()
+    activation_ranges: tuple[ActivationRange, ...] = ("static",)
 
 
 # Measured on x86 CPUs: below 8 bits a weight saves bytes and no time, an activation neither. Without VNNI instructions
 # the integer kernels add two products in 16 bits: 255 * 127 twice does not fit, and the file computes something else
 # than on other CPUs; 255 * 63 twice does.
+_GROUP_SIZES = (32, 64, 128)
 _ONNX = Menu(
     weight_bits=(2, 3, 4, 5, 6, 7, 8, None),
     activation_bits=(8, None),
     weight_sparsity=True,
     channel_multiple=8,
     integer_weight_bits=7,
+    group_sizes=_GROUP_SIZES,
+    activation_ranges=("static", "dynamic"),
 )
 # Torch computes in floats; files of few bits and many zeros are deflated to fewer bytes.
 _TORCH = Menu(
-    weight_bits=(2, 3, 4, 5, 6, 7, 8, None), activation_bits=(None,), weight_sparsity=True, channel_multiple=8, integer_kinds=()
+    weight_bits=(2, 3, 4, 5, 6, 7, 8, None),
+    activation_bits=(None,),
+    weight_sparsity=True,
+    channel_multiple=8,
+    integer_kinds=(),
+    group_sizes=_GROUP_SIZES,
 )
-MENUS: dict[str, Menu] = {"onnxruntime": _ONNX, "openvino": _ONNX, "torch": _TORCH, "torch-compiled": _TORCH}
+# OpenVINO takes longer with dynamic ranges than with floats.
+_OPENVINO = _ONNX.model_copy(update={"activation_ranges": ("static",)})
+MENUS: dict[str, Menu] = {"onnxruntime": _ONNX, "openvino": _OPENVINO, "torch": _TORCH, "torch-compiled": _TORCH}
 
 
 class Target(Noun):
@@ -117,7 +132,7 @@ class Target(Noun):
                 raise unknown_name("runtime", place.runtime, MENUS)
             menus.append(MENUS[place.runtime])
         common = menus[0] if len(menus) == 1 else _common(menus)
-        if not (common.weight_bits and common.activation_bits):
+        if not (common.weight_bits and common.activation_bits and common.activation_ranges):
             raise InputError(f"no policy suits all of {', '.join(place.name for place in self.each)}: they store no bits alike")
         return common
 
@@ -148,4 +163,8 @@ def _common(menus: list[Menu]) -> Menu:
         channel_multiple=math.lcm(*(menu.channel_multiple for menu in menus)),
         integer_weight_bits=min(menu.integer_weight_bits for menu in menus),
         integer_kinds=tuple(kind for kind in first.integer_kinds if all(kind in menu.integer_kinds for menu in others)),
+        group_sizes=tuple(size for size in first.group_sizes if all(size in menu.group_sizes for menu in others)),
+        activation_ranges=tuple(
+            kind for kind in first.activation_ranges if all(kind in menu.activation_ranges for menu in others)
+        ),
     )

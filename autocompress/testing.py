@@ -1,6 +1,8 @@
 """What the author of a task, a space, a runtime or a driver tests with: small tasks that train in a second."""
 
+from collections.abc import Sequence
 from copy import deepcopy
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -119,6 +121,8 @@ class FailingTask(ToyTask):
 
 # How far outputs may be from the student's, as a share of their spread: in floats, and where integers round in other places.
 _SAME, _ROUNDED = 1e-4, 0.05
+# Inputs of the last layer of `ToyNet`, and the most bytes that a few operations take in a file.
+_HEAD_INPUTS, _NODES = 256, 1_000
 
 
 class RuntimeSuite:
@@ -165,6 +169,26 @@ class RuntimeSuite:
             student = toy_student(LayerPolicy(weight_bits=bits, activation_bits=8))
             assert self._gap(student) < _ROUNDED, f"{bits} bits"
             assert self._size(student) < whole, f"{bits} bits"
+
+    def test_dynamic_ranges_of_activations(self) -> None:
+        menu = self.target.menu
+        if "dynamic" not in menu.activation_ranges:
+            return
+        for bits in (bits for bits in self._widths if bits <= menu.integer_weight_bits):
+            layer = LayerPolicy(weight_bits=bits, activation_bits=8, activation_range="dynamic")
+            assert self._gap(toy_student(layer, names=("head",))) < _ROUNDED, f"{bits} bits"
+
+    def test_scales_for_groups_of_inputs(self) -> None:
+        for size, bits in product(self.target.menu.group_sizes, self._widths):
+            student = toy_student(LayerPolicy(weight_bits=bits, group_size=size), names=("head",))
+            assert self._gap(student) < _SAME, f"{bits} bits, groups of {size}"
+
+    def test_groups_take_the_bytes_of_their_scales(self) -> None:
+        whole = self._size(toy_student(LayerPolicy(weight_bits=4), names=("head",)))
+        for size in self.target.menu.group_sizes:
+            student = toy_student(LayerPolicy(weight_bits=4, group_size=size), names=("head",))
+            scales = 4 * 4 * (_HEAD_INPUTS // size - 1)
+            assert whole + scales <= self._size(student) <= whole + scales + _NODES, f"groups of {size}"
 
     def test_zeros(self) -> None:
         if not self.target.menu.weight_sparsity:
@@ -251,13 +275,18 @@ class RuntimeSuite:
         return _gap(self._session(student)(pictures.numpy()), _outputs(student, pictures))
 
 
-def toy_student(layer: LayerPolicy | None = None, **channel_sparsity: float) -> nn.Module:
-    """`ToyNet` with all its layers compressed alike, and of some groups that share of the channels removed. Untrained."""
+def toy_student(
+    layer: LayerPolicy | None = None,
+    *,
+    names: Sequence[str] = ("stem", "conv1", "conv2", "head"),
+    **channel_sparsity: float,
+) -> nn.Module:
+    """`ToyNet` with the named layers compressed alike, and of some groups that share of the channels removed. Untrained."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         network = ToyNet().train()
         network(_pictures(64))  # no batch norm is the identity
-    layers = dict.fromkeys(("stem", "conv1", "conv2", "head"), layer or LayerPolicy())
+    layers = dict.fromkeys(names, layer or LayerPolicy())
     return compress(network, Policy(layers=layers, channel_sparsity=channel_sparsity, repair=False), _pictures(64))
 
 

@@ -84,6 +84,7 @@ def test_no_zero_is_different_from_another() -> None:
         Policy(importance="l2"),
         Policy(channel_sparsity={"conv1": 0.5}),
         Policy(layers={"conv1": LayerPolicy(weight_bits=4)}),
+        Policy(layers={"conv1": LayerPolicy(group_size=32)}),
         Policy(finetune=Finetune(steps=201)),
         Policy(distill=Distill()),
     ],
@@ -171,8 +172,10 @@ def test_kept_channels_by_example(channels: int, share: float, kept: int) -> Non
     [
         (lambda: LayerPolicy(weight_bits=1), "greater than or equal to 2"),
         (lambda: LayerPolicy(weight_bits=9), "less than or equal to 8"),
+        (lambda: LayerPolicy(weight_bits=4, group_size=0), "greater than or equal to 2"),
         (lambda: LayerPolicy(weight_bits=8, activation_bits=4), "should be 8"),  # type: ignore[arg-type]
         (lambda: LayerPolicy(activation_bits=8), "activation_bits needs weight_bits"),
+        (lambda: LayerPolicy(weight_bits=4, activation_range="dynamic"), "activation_range 'dynamic' needs activation_bits"),
         (lambda: LayerPolicy(weight_sparsity=1.0), "less than 1"),
         (lambda: LayerPolicy(weight_sparsity=-0.1), "greater than or equal to 0"),
         (lambda: LayerPolicy(weight_sparsity=float("nan")), "weight_sparsity"),
@@ -242,6 +245,75 @@ def test_weights_beside_integer_activations_have_the_bits_that_every_cpu_can_mul
     assert Policy(layers=layers).canonical(vgg(), wide).layers == layers
 
 
+GROUPED = LayerPolicy(weight_bits=4, group_size=64)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "complaint"),
+    [
+        ("conv2", GROUPED, "layer 'conv2': group_size 64 is for linear layers, and this is a conv2d; leave it out"),
+        ("head", LayerPolicy(weight_bits=4, group_size=48), r"group_size 48 is not on the target's menu \(32, 64, 128\)"),
+        ("head", LayerPolicy(weight_bits=4, activation_bits=8, group_size=64), "'head': group_size 64 needs float activations"),
+    ],
+)
+def test_groups_that_no_runtime_has_are_refused(name: str, layer: LayerPolicy, complaint: str) -> None:
+    with pytest.raises(PolicyError, match=complaint):
+        Policy(layers={name: layer}).check(vgg(), MENU)
+
+
+DYNAMIC = LayerPolicy(weight_bits=4, activation_bits=8, activation_range="dynamic")
+
+
+def test_dynamic_ranges_are_for_linear_layers_where_they_pay() -> None:
+    Policy(layers={"head": DYNAMIC}).check(vgg(), MENU)
+    with pytest.raises(
+        PolicyError, match="layer 'conv2': activation_range 'dynamic' is for linear layers, and this is a conv2d"
+    ):
+        Policy(layers={"conv2": DYNAMIC}).check(vgg(), MENU)
+    for runtime in ("openvino", "torch"):
+        with pytest.raises(PolicyError, match="on the target's menu"):
+            Policy(layers={"head": DYNAMIC}).check(vgg(), Target(runtime=runtime).menu)
+
+
+def test_dynamic_ranges_need_not_be_known_for_each_call_of_a_layer() -> None:
+    layers = vgg()
+    called_twice = layers.model_copy(
+        update={"layers": tuple(layer.model_copy(update={"integer": False}) for layer in layers.layers)}
+    )
+    found = Policy(layers={"head": DYNAMIC}).canonical(called_twice, MENU)
+    assert found.layers == {"head": DYNAMIC}
+    static = DYNAMIC.model_copy(update={"activation_range": "static"})
+    assert Policy(layers={"head": static}).canonical(called_twice, MENU).layers == {"head": LayerPolicy(weight_bits=4)}
+    nowhere = MENU.model_copy(update={"integer_kinds": ()})
+    assert Policy(layers={"head": DYNAMIC}).canonical(layers, nowhere).layers == {"head": LayerPolicy(weight_bits=4)}
+    wide = DYNAMIC.model_copy(update={"weight_bits": 8})
+    assert Policy(layers={"head": wide}).canonical(layers, MENU).layers["head"].weight_bits == MENU.integer_weight_bits
+
+
+def test_a_target_without_groups_says_so() -> None:
+    menu = Menu(weight_bits=(4, None), activation_bits=(None,), weight_sparsity=False, channel_multiple=4)
+    with pytest.raises(PolicyError, match=r"group_size 64 is not on the target's menu \(there are none\)"):
+        Policy(layers={"head": GROUPED}).check(vgg(), menu)
+
+
+def test_groups_that_amount_to_nothing_are_dropped() -> None:
+    def canonical(how: LayerPolicy, **shares: float) -> dict[str, LayerPolicy]:
+        policy = Policy(layers={"head": how}, channel_sparsity=shares)
+        found = policy.canonical(vgg(), MENU)
+        assert found.canonical(vgg(), MENU) == found
+        return found.layers
+
+    wide = LayerPolicy(weight_bits=4, group_size=128)
+    assert canonical(wide) == {"head": wide}
+    # Of 900 inputs 72 are left, of which a group of 128 has all.
+    assert canonical(wide, conv3=0.93) == {"head": LayerPolicy(weight_bits=4)}
+    assert canonical(LayerPolicy(weight_bits=4, group_size=64), conv3=0.93) == {"head": GROUPED}
+    assert canonical(LayerPolicy(group_size=64)) == {}
+    assert canonical(LayerPolicy(group_size=64, weight_sparsity=0.5)) == {"head": LayerPolicy(weight_sparsity=0.5)}
+    integer = LayerPolicy(weight_bits=4, activation_bits=8)
+    assert canonical(integer.model_copy(update={"group_size": 64})) == {"head": integer}
+
+
 def test_the_empty_policy_fits_everything() -> None:
     for layers in NETS.values():
         Policy().check(layers, MENU)
@@ -263,6 +335,12 @@ def test_the_empty_policy_fits_everything() -> None:
                 distill=Distill(temperature=4),
             ),
             "w4-8 a8 (1 of 4), 2 float, 18% zeros, 200 steps, KD T=4",
+        ),
+        (Policy(layers={"head": GROUPED}), "w4 g64, 3 float, 200 steps"),
+        (Policy(layers={"head": DYNAMIC}), "w4 a8 dynamic (1 of 4), 3 float, 200 steps"),
+        (
+            Policy(layers={"conv2": LayerPolicy(weight_bits=4, activation_bits=8), "head": DYNAMIC}),
+            "w4 a8 (2 of 4, 1 dynamic), 2 float, 200 steps",
         ),
     ],
 )

@@ -88,7 +88,7 @@ def test_the_parameters_alone_give_the_policy_again(name: str, layers: Layers, t
         ("uniform", 5, 5),
         ("per_stage", 5 + 3 + 4 + 4, 5 + 3 + 4 + 4),
         ("per_layer", 4 + 3 + 4, 4 + 12 + 20),
-        ("mixed_precision", 3 + 2 * 4, 3 + 2 * 20),
+        ("mixed_precision", 3 + 2 * 4 + 2, 3 + 2 * 20 + 2),
         ("joint", 12 + 3 + 2 * 4, 12 + 12 + 2 * 20),
     ],
 )
@@ -169,6 +169,22 @@ def test_per_layer_leaves_bits_alone_and_mixed_precision_everything_else() -> No
     for _, policy in drawn(mixed_precision.space, resnet20(), Target()):
         assert not policy.channel_sparsity
         assert not any(setting.weight_sparsity for setting in policy.layers.values())
+
+
+def test_mixed_precision_asks_linear_layers_for_groups_and_ranges() -> None:
+    for layers, name, sizes in ((vgg(), "head", {32, 64, 128}), (resnet20(), "linear", {32})):
+        policies = [policy for _, policy in drawn(mixed_precision.space, layers, Target(), 60)]
+        assert {policy.layers[name].group_size for policy in policies} == {None, *sizes}
+        for policy in policies:
+            assert {setting.group_size for other, setting in policy.layers.items() if other != name} == {None}
+            assert policy.layers[name].group_size is None or policy.layers[name].activation_bits is None
+        rounded = [policy.layers[name] for policy in policies if policy.layers[name].activation_bits]
+        assert {setting.activation_range for setting in rounded} == {"static", "dynamic"}
+
+
+def test_of_few_inputs_nobody_asks_for_groups() -> None:
+    for trial, _ in drawn(mixed_precision.space, one_linear(), Target(), 5):
+        assert not any(name.endswith("group_size") for name in trial.params)
 
 
 def test_joint_asks_for_everything() -> None:

@@ -33,6 +33,34 @@ def test_weights_and_scales_get_the_gradients_of_the_paper(bits: int) -> None:
     assert bool((ours[0] == 0).any())  # there were such weights
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_group_of_inputs_is_rounded_as_a_layer_of_its_own(bits: int) -> None:
+    torch.manual_seed(0)
+    linear, goal = nn.Linear(70, 5), torch.randn(5, 70)
+    whole = StudentLayer(linear, bits=bits, group_size=32)
+    (gradient,) = torch.autograd.grad((whole.effective_weight() * goal).sum(), [linear.weight])
+    assert whole.scale is not None
+    assert whole.scale.shape == (5, 3)
+    codes, scale = whole.codes()
+    for place, of_group in enumerate((slice(0, 32), slice(32, 64), slice(64, 70))):
+        part = nn.Linear(of_group.stop - of_group.start, 5)
+        part.weight.data = linear.weight.data[:, of_group].clone()
+        alone = StudentLayer(part, bits=bits)
+        assert torch.equal(alone.effective_weight(), whole.effective_weight()[:, of_group])
+        assert torch.equal(alone.codes()[0], codes[:, of_group])
+        assert torch.equal(alone.codes()[1], scale[:, place])
+        (alone_gradient,) = torch.autograd.grad((alone.effective_weight() * goal[:, of_group]).sum(), [part.weight])
+        assert torch.equal(alone_gradient, gradient[:, of_group])
+
+
+def test_the_scales_of_groups_are_learned() -> None:
+    layer = StudentLayer(nn.Linear(70, 5), bits=4, group_size=32)
+    layer(torch.randn(8, 70)).square().sum().backward()
+    assert layer.scale is not None
+    assert layer.scale.grad is not None
+    assert bool((layer.scale.grad != 0).all())
+
+
 def test_a_scale_that_has_gone_below_zero_still_rounds() -> None:
     layer = StudentLayer(nn.Conv2d(3, 5, 3), bits=4)
     assert layer.scale is not None

@@ -58,7 +58,7 @@ def test_several_have_metrics_of_their_own() -> None:
 
 
 def test_the_menu_is_what_all_have() -> None:
-    assert Target.parse("onnxruntime", "openvino").menu == MENUS["onnxruntime"]
+    assert Target.parse("onnxruntime", "openvino").menu == MENUS["openvino"]
     assert Target.parse("torch", "onnxruntime").menu.activation_bits == (None,)
     assert Target.parse("onnxruntime", "torch").menu.integer_kinds == ()
 

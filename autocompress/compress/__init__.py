@@ -47,9 +47,9 @@ def compress(
     compress_weights(student, policy.layers)
     changed = bool(keep or policy.layers)
     repaired = repair_weights(student, model, kept, calibration) if changed and policy.repair else []
-    integer = [name for name, layer in policy.layers.items() if layer.activation_bits is not None]
-    if integer:
-        student = quantize_activations(student, integer, calibration)
+    static = [name for name, layer in policy.layers.items() if layer.activation_bits and layer.activation_range == "static"]
+    if static:
+        student = quantize_activations(student, static, calibration)
     if changed:
         reestimate_batch_norm(student, calibration, but=repaired)
         observe_activations(student, calibration)

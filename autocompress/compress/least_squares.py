@@ -45,8 +45,8 @@ def refit(weight: Tensor, inputs: Tensor, outputs: Tensor, moments: Tensor, mask
     return weight + change
 
 
-def round_with_compensation(weight: Tensor, scale: Tensor, largest: int, moments: Tensor, mask: Tensor | None) -> Tensor:
-    """`weight` on the grid of `scale` (groups, out), rounded input by input, each error made good by the inputs to come.
+def round_with_compensation(weight: Tensor, steps: Tensor, largest: int, moments: Tensor, mask: Tensor | None) -> Tensor:
+    """`weight` on the grid of `steps` (of its shape), rounded input by input, each error made good by the inputs to come.
 
     Where `mask` is False it is zero, and that error is made good too (GPTQ: Frantar et al., 2023; SparseGPT: Frantar and
     Alistarh, 2023).
@@ -59,7 +59,8 @@ def round_with_compensation(weight: Tensor, scale: Tensor, largest: int, moments
         end = min(start + _BLOCK, inputs)
         errors = torch.zeros_like(weight[:, :, start:end])
         for at in range(start, end):
-            column = (weight[:, :, at] / scale).round().clamp(-largest, largest) * scale
+            step = steps[:, :, at]
+            column = (weight[:, :, at] / step).round().clamp(-largest, largest) * step
             rounded[:, :, at] = column if mask is None else column * mask[:, :, at]
             error = (weight[:, :, at] - rounded[:, :, at]) / factor[:, at, at, None]
             weight[:, :, at + 1 : end] -= error[:, :, None] * factor[:, at, None, at + 1 : end]

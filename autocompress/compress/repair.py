@@ -21,7 +21,7 @@ from autocompress.compress.calibrate import BatchNorm, NormStatistics
 from autocompress.compress.least_squares import refit, round_with_compensation, second_moments, squared_error
 from autocompress.compress.samples import by_group, choose_places, extent, inputs_at, outputs_at
 from autocompress.nested import Nested
-from autocompress.student import StudentLayer, best_scales, largest_code, only_input
+from autocompress.student import StudentLayer, largest_code, only_input
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
@@ -197,9 +197,9 @@ def _refit_weights(sample: _Sample, module: nn.Module, arguments: Arguments, key
     weight = refit(weight if mask is None else weight * mask, inputs, outputs, moments, mask)
     scale = None
     if student is not None and student.scale is not None and student.bits is not None:
-        scale = best_scales(weight.flatten(0, 1), student.bits)
-        grid = scale.view(weight.shape[:2])
-        weight = round_with_compensation(weight, grid, largest_code(student.bits), moments, mask)
+        scale = student.best_scales(weight.reshape(layer.weight.shape))
+        steps = by_group(layer, student.steps(scale)).expand_as(weight)
+        weight = round_with_compensation(weight, steps, largest_code(student.bits), moments, mask)
     nearer = (squared_error(weight, inputs, outputs) < error).flatten()
     layer.weight[nearer] = weight.reshape(layer.weight.shape)[nearer]
     if student is not None and student.scale is not None and scale is not None:

@@ -13,15 +13,20 @@ from autocompress.student import Plain, StudentLayer, kind_of
 def compress_weights(model: nn.Module, layers: Mapping[str, LayerPolicy]) -> None:
     """Replaces the named layers of `model` in place by student layers that are masked and rounded as their policy says.
 
-    Raises `SurgeryError` for a layer that has not one weight as torch's convolutions, linear layers and embeddings have.
+    Raises `SurgeryError` for a layer that has not one weight as torch's convolutions, linear layers and embeddings have, and
+    for groups and dynamic ranges of anything but a linear layer.
     """
     for name, policy in layers.items():
         layer = model.get_submodule(name)
         if kind_of(layer) is None:
             raise SurgeryError(f"layer {name!r} is a {type(layer).__name__}, which cannot be compressed")
         assert isinstance(layer, Plain)
+        dynamic = policy.activation_range == "dynamic"
+        if (dynamic or policy.group_size is not None) and not isinstance(layer, nn.Linear):
+            what = "a dynamic activation_range" if dynamic else "group_size"
+            raise SurgeryError(f"layer {name!r} is a {type(layer).__name__}: {what} is for linear layers")
         mask = largest_weights(layer.weight, policy.weight_sparsity) if policy.weight_sparsity else None
-        student = StudentLayer(layer, bits=policy.weight_bits, mask=mask)
+        student = StudentLayer(layer, bits=policy.weight_bits, mask=mask, group_size=policy.group_size, dynamic=dynamic)
         for alias in [other for other, module in model.named_modules(remove_duplicate=False) if module is layer]:
             model.set_submodule(alias, student)
 

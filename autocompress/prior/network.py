@@ -120,7 +120,7 @@ def network(layers: Layers, menu: Menu, sensitivity: Sensitivity, costs: CostTab
 def summed_divergence(network: Network, policy: Policy) -> float:
     """What the options of a canonical policy add up to; divergences of zeros between measured shares are interpolated.
 
-    Infinite for a policy with an option that is not to be used.
+    Scales for groups of inputs count as those for all. Infinite for a policy with an option that is not to be used.
     """
     total = 0.0
     for cut in network.cuts:

@@ -67,6 +67,8 @@ def _costs(
             _storage(module, bits, single, zeros=menu.weight_sparsity) for bits in {None: 0} | dict.fromkeys(menu.weight_bits)
         ]
         beside = [_beside(use, manner, single) for manner in ("float", "codes", "integer")]
+        group_bytes = _more_than_codes(use, "groups", single) if menu.group_sizes else 0
+        dynamic_bytes = _more_than_codes(use, "dynamic", single) if "dynamic" in menu.activation_ranges else 0
     return LayerCosts(
         name=use.layer.name,
         inputs=use.inputs,
@@ -78,6 +80,8 @@ def _costs(
         floats=beside[0],
         codes=beside[1],
         integer=beside[2],
+        group_bytes=group_bytes,
+        dynamic_bytes=dynamic_bytes,
     )
 
 
@@ -206,3 +210,10 @@ def _beside(use: Use, manner: Manner, single: SingleLayer | None) -> Beside:
         len(single.file(one, manner)[0]) - np.prod(one.weight_shape) * (4 if manner == "float" else 1) for one in (narrow, wide)
     )
     return Beside(layer=0, channel=round((wide_bytes - narrow_bytes) / shape.outputs))
+
+
+def _more_than_codes(use: Use, manner: Manner, single: SingleLayer | None) -> int:
+    """The bytes that a linear layer takes beyond those of codes that become floats."""
+    if single is None or use.layer.kind != "linear" or not use.shapes:
+        return 0
+    return len(single.file(use.shapes[0], manner)[0]) - len(single.file(use.shapes[0], "codes")[0])

@@ -101,7 +101,8 @@ class _DeployedLayer(nn.Module):
 
     With `input_scale` (a scalar) the codes stay integers until the runtime fuses them with the layer. Without it they
     become floats once, when the file is loaded (`floats_at_load`). A linear layer that is given more than one vector an
-    example is a product of matrices: that has a kernel of its own, and a float bias.
+    example is a product of matrices: that has a kernel of its own, and a float bias. Of `group_size` inputs each, codes
+    have scales of shape (out, groups), and always become floats. `negated`, both codes and inputs change their sign.
     """
 
     scale: Tensor
@@ -118,10 +119,14 @@ class _DeployedLayer(nn.Module):
         input_scale: Tensor | None,
         *,
         of_matrices: bool,
+        group_size: int | None,
+        negated: bool,
     ) -> None:
         super().__init__()
         self.layer = _without_parameters(layer)
-        self.axis = channel_axis(layer)
+        self.axis = channel_axis(layer) if group_size is None else 1
+        self.group_size = group_size
+        self.negated = negated
         self.integer = input_scale is not None
         # ONNX Runtime fuses a Gemm only if its weight has a zero point and its bias is int32; a Conv does without.
         self.is_linear = isinstance(layer, nn.Linear)
@@ -132,7 +137,7 @@ class _DeployedLayer(nn.Module):
             assert input_scale is not None
             self.register_buffer("bias_scale", scale * input_scale)
             bias = (bias / self.bias_scale).round().clamp(-(2**31), 2**31 - 1).to(torch.int32)
-        self.register_buffer("codes" if self.integer else LOADED_CODES, codes)
+        self.register_buffer("codes" if self.integer else LOADED_CODES, -codes if negated else codes)
         self.register_buffer("scale", scale)
         if self.integer and self.is_linear:
             self.register_buffer("zero_point", torch.zeros(len(scale), dtype=torch.int8))
@@ -146,11 +151,38 @@ class _DeployedLayer(nn.Module):
             columns = _onnx("DequantizeLinear", inputs, inputs[0].shape, torch.float32, axis=1)
             product = activation @ columns
             return product if self.bias is None else product + self.bias
-        weight = _onnx("DequantizeLinear", inputs, codes.shape, torch.float32, axis=self.axis)
+        weight = _onnx("DequantizeLinear", inputs, codes.shape, torch.float32, axis=self.axis, block_size=self.group_size)
         bias = self.bias
         if self.integer_bias and bias is not None:
             bias = _onnx("DequantizeLinear", [bias, self.bias_scale], bias.shape, torch.float32, axis=0)
-        return apply_layer(self.layer, activation, weight, bias)
+        return apply_layer(self.layer, -activation if self.negated else activation, weight, bias)
+
+
+class _DynamicLayer(nn.Module):
+    """A linear layer of integer codes (in, out) whose inputs are rounded by the range of each batch; its outputs are floats."""
+
+    codes: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, codes: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("codes", codes.T.contiguous())
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", bias)
+
+    def forward(self, activation: Tensor) -> Tensor:
+        rounded, step, zero_point = torch.onnx.ops.symbolic_multi_out(
+            "DynamicQuantizeLinear",
+            [activation],
+            dtypes=[torch.uint8, torch.float32, torch.uint8],
+            shapes=[activation.shape, [], []],
+            version=23,
+        )
+        shape = torch.Size([*activation.shape[:-1], self.codes.shape[1]])
+        sums = _onnx("MatMulInteger", [rounded, self.codes, zero_point], shape, torch.int32)
+        product = sums.to(torch.float32) * (step * self.scale)
+        return product if self.bias is None else product + self.bias
 
 
 def _without_parameters(layer: Plain) -> Plain:
@@ -161,9 +193,10 @@ def _without_parameters(layer: Plain) -> Plain:
     return settings
 
 
-def _onnx(operator: str, inputs: list[Tensor], shape: torch.Size, dtype: torch.dtype, axis: int | None = None) -> Tensor:
-    attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
-    return torch.onnx.ops.symbolic(operator, inputs, attributes, dtype=dtype, shape=shape, version=23)
+def _onnx(operator: str, inputs: list[Tensor], shape: torch.Size, dtype: torch.dtype, **attributes: int | None) -> Tensor:
+    """`operator` with those of `attributes` that are not None."""
+    given: dict[str, Any] = {name: value for name, value in attributes.items() if value is not None}
+    return torch.onnx.ops.symbolic(operator, inputs, given, dtype=dtype, shape=shape, version=23)
 
 
 def _deployed(student: nn.Module, example: Nested) -> nn.Module:
@@ -171,7 +204,7 @@ def _deployed(student: nn.Module, example: Nested) -> nn.Module:
     if graph is None:  # batch norm stays where it is, and there are no integer activations
         for name, module in list(student.named_modules()):
             if isinstance(module, StudentLayer):
-                student.set_submodule(name, _deploy(module, None, None, of_matrices=False))
+                student.set_submodule(name, _deploy(module, None, None, of_matrices=False, rounded=False))
         return student
     for node in graph.graph.nodes:
         if node.target is nn.functional.scaled_dot_product_attention:
@@ -225,7 +258,8 @@ def _ranks(graph: GraphModule, example: Nested) -> dict[str, int]:
 
 
 def _fold(node: Node, layer: Plain | StudentLayer, graph: GraphModule, *, of_matrices: bool) -> None:
-    input_scale = _input_scale(node, layer, graph)
+    quantizer = _quantizer_before(node, graph)
+    input_scale = None if quantizer is None else _input_scale(node, layer, quantizer, graph)
     norm_node = norm_after(node, graph)
     norm = module_of(norm_node, graph)
     called = sum(other.op == "call_module" and other.target == node.target for other in graph.graph.nodes)
@@ -234,16 +268,21 @@ def _fold(node: Node, layer: Plain | StudentLayer, graph: GraphModule, *, of_mat
     elif norm_node is not None:
         norm_node.replace_all_uses_with(node)
         graph.graph.erase_node(norm_node)
-    graph.set_submodule(str(node.target), _deploy(layer, norm, input_scale, of_matrices=of_matrices))
+    deployed = _deploy(layer, norm, input_scale, of_matrices=of_matrices, rounded=quantizer is not None)
+    graph.set_submodule(str(node.target), deployed)
 
 
-def _input_scale(node: Node, layer: nn.Module, graph: GraphModule) -> Tensor | None:
+def _quantizer_before(node: Node, graph: GraphModule) -> _DeployedQuantizer | None:
     source = node.args[0]
     assert isinstance(source, Node)
     quantizer = module_of(origin(source, graph), graph)
-    if not isinstance(quantizer, _DeployedQuantizer):
-        return None
+    return quantizer if isinstance(quantizer, _DeployedQuantizer) else None
+
+
+def _input_scale(node: Node, layer: nn.Module, quantizer: _DeployedQuantizer, graph: GraphModule) -> Tensor | None:
     plain = layer.layer if isinstance(layer, StudentLayer) else layer
+    if isinstance(layer, StudentLayer) and (layer.dynamic or layer.group_size is not None):
+        return None  # it has a kernel of its own; integer kernels know one scale an output
     if isinstance(plain, nn.Conv1d | nn.Conv2d) and plain.padding_mode != "zeros":  # the padding would stand between the two
         return None
     # A convolution with float outputs has no integer kernel: turning its codes into floats at load is faster.
@@ -251,16 +290,31 @@ def _input_scale(node: Node, layer: nn.Module, graph: GraphModule) -> Tensor | N
     return quantizer.scale if isinstance(plain, nn.Linear) or rounded else None
 
 
-def _deploy(layer: Plain | StudentLayer, norm: nn.Module | None, input_scale: Tensor | None, *, of_matrices: bool) -> nn.Module:
+def _deploy(
+    layer: Plain | StudentLayer, norm: nn.Module | None, input_scale: Tensor | None, *, of_matrices: bool, rounded: bool
+) -> nn.Module:
     plain = layer.layer if isinstance(layer, StudentLayer) else layer
     if isinstance(layer, StudentLayer) and layer.bits is not None:
         codes, scale = layer.codes()
         _, bias = _norm_folded(layer, norm)
         gain = _norm_gain(norm)
         if gain is not None:
-            codes, scale = codes * per_channel(gain.sign().to(torch.int8), codes, layer.axis), scale * gain.abs()
+            codes = codes * per_channel(gain.sign().to(torch.int8), codes, layer.axis)
+            scale = scale * per_channel(gain.abs(), scale)
+        if layer.dynamic:
+            return _DynamicLayer(codes, scale, bias)
         codes, scale = _with_room_for_bias(codes, scale, bias, input_scale)
-        return _DeployedLayer(plain, codes, scale, bias, input_scale, of_matrices=of_matrices)
+        return _DeployedLayer(
+            plain,
+            codes,
+            scale,
+            bias,
+            input_scale,
+            of_matrices=of_matrices,
+            group_size=layer.group_size,
+            # Between rounded inputs and outputs ONNX Runtime would round float weights anew, with one scale an output.
+            negated=rounded and layer.group_size is not None,
+        )
     weight, bias = _norm_folded(layer, norm)
     folded = deepcopy(plain)
     folded.weight = nn.Parameter(weight)

@@ -29,12 +29,16 @@ def layer_file(shape: LayerShape, manner: Manner) -> tuple[bytes, Array]:
     graph = _Graph(shape, manner)
     match manner:
         case "float":
-            weight = graph.store("w", graph.weight)
+            output = graph.layer(graph.store("w", graph.weight))
         case "codes":
-            weight = graph.floats_of_codes()
+            output = graph.layer(graph.floats_of_codes())
+        case "groups":
+            output = graph.layer(graph.floats_of_groups())
         case "integer":
-            weight = graph.integers()
-    output = graph.call("Relu", graph.layer(weight))
+            output = graph.layer(graph.integers())
+        case "dynamic":
+            output = graph.dynamic()
+    output = graph.call("Relu", output)
     if manner == "integer":
         graph.quantised(output)
     content: bytes = graph.model().SerializeToString()
@@ -60,9 +64,12 @@ class _Graph:
         return name
 
     def call(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        output = f"t{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, list(inputs), [output], **attributes))
-        return output
+        return self.calls(operator, *inputs, outputs=1, **attributes)[0]
+
+    def calls(self, operator: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:
+        names = [f"t{len(self.nodes)}_{place}" if place else f"t{len(self.nodes)}" for place in range(outputs)]
+        self.nodes.append(helper.make_node(operator, list(inputs), names, **attributes))
+        return names
 
     def codes(self) -> tuple[str, Array]:
         codes = (self.weight / _SCALE).round().clip(-127, 127).astype(np.int8)
@@ -73,12 +80,27 @@ class _Graph:
         column = scale.reshape(-1, *[1] * (self.weight.ndim - 1))
         return self.call("Mul", self.call("Cast", codes, to=TensorProto.FLOAT), self.store("s", column))
 
+    def floats_of_groups(self) -> str:
+        codes, scale = self.codes()
+        numbers = [self.store(name, np.array(number)) for name, number in (("n", 0), ("i", self.shape.inputs), ("o", 1))]
+        group_of_input = self.call("Div", self.call("Range", *numbers), "i")
+        steps = self.call("Gather", self.store("s", scale[:, None]), group_of_input, axis=1)
+        return self.call("Mul", self.call("Cast", codes, to=TensorProto.FLOAT), steps)
+
     def integers(self) -> str:
         codes, scale = self.codes()
         inputs = [codes, self.store("s", scale)]
         if not self.is_convolution:  # ONNX Runtime fuses a Gemm only if its weight has a zero point
             inputs.append(self.store("z", np.zeros(self.shape.outputs, dtype=np.int8)))
         return self.call("DequantizeLinear", *inputs, axis=0)
+
+    def dynamic(self) -> str:
+        codes = (self.weight.T / _SCALE).round().clip(-127, 127).astype(np.int8)
+        scale = self.store("s", np.full(self.shape.outputs, _SCALE))
+        rounded, step, zero_point = self.calls("DynamicQuantizeLinear", self.input(), outputs=3)
+        sums = self.call("MatMulInteger", rounded, self.store("w", codes), zero_point)
+        product = self.call("Mul", self.call("Cast", sums, to=TensorProto.FLOAT), self.call("Mul", step, scale))
+        return self.call("Add", product, self.bias()) if self.shape.bias else product
 
     def layer(self, weight: str) -> str:
         inputs = [self.input(), weight, *([self.bias()] if self.shape.bias else [])]

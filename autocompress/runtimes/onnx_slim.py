@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from autocompress.errors import ExportError
 
@@ -19,21 +19,45 @@ _ROWS = "rows_of_any_width"
 
 def floats_at_load(model: ModelProto) -> ModelProto:
     """Replaces the DequantizeLinear of `LOADED_CODES` by a Cast and a Mul, which ONNX Runtime folds into a constant."""
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    nodes = list(model.graph.node)
-    del model.graph.node[:]
+    graph = model.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    nodes = list(graph.node)
+    del graph.node[:]
     for node in nodes:
         if node.op_type == "DequantizeLinear" and node.input[0].endswith(LOADED_CODES):
             codes, scale = node.input[0], node.input[1]
-            axis = next(attribute.i for attribute in node.attribute if attribute.name == "axis")
-            shape = [-1 if dimension == axis else 1 for dimension in range(len(tensors[codes].dims))]
-            column = numpy_helper.to_array(tensors[scale]).reshape(shape)
-            model.graph.initializer.append(numpy_helper.from_array(column, f"{codes}_scale"))
-            model.graph.node.append(helper.make_node("Cast", [codes], [f"{codes}_floats"], to=TensorProto.FLOAT))
-            model.graph.node.append(helper.make_node("Mul", [f"{codes}_floats", f"{codes}_scale"], [node.output[0]]))
+            settings = {attribute.name: attribute.i for attribute in node.attribute}
+            if group_size := settings.get("block_size", 0):
+                steps = scale_of_each_input(graph, scale, group_size, tensors[codes].dims[1])
+            else:
+                shape = [-1 if dimension == settings["axis"] else 1 for dimension in range(len(tensors[codes].dims))]
+                column = numpy_helper.to_array(tensors[scale]).reshape(shape)
+                steps = f"{codes}_scale"
+                graph.initializer.append(numpy_helper.from_array(column, steps))
+            graph.node.append(helper.make_node("Cast", [codes], [f"{codes}_floats"], to=TensorProto.FLOAT))
+            graph.node.append(helper.make_node("Mul", [f"{codes}_floats", steps], [node.output[0]]))
         else:
-            model.graph.node.append(node)
+            graph.node.append(node)
     return model
+
+
+def scale_of_each_input(graph: GraphProto, scale: str, group_size: int, inputs: int) -> str:
+    """Adds what repeats scales of shape (out, groups) for the inputs of each group, the last of which may have fewer.
+
+    Gives the name of the result, shape (out, inputs). What layers of one width share is added once.
+    """
+    known = {tensor.name for tensor in graph.initializer} | {name for node in graph.node for name in node.output}
+    group_of = f"group_of_{inputs}_by_{group_size}"
+    if group_of not in known:
+        numbers = {f"number_{number}": number for number in (0, 1, inputs, group_size)}
+        graph.initializer.extend(
+            numpy_helper.from_array(np.array(number), name) for name, number in numbers.items() if name not in known
+        )
+        counted = [f"number_{number}" for number in (0, inputs, 1)]
+        graph.node.append(helper.make_node("Range", counted, [f"numbers_to_{group_of}"]))
+        graph.node.append(helper.make_node("Div", [f"numbers_to_{group_of}", f"number_{group_size}"], [group_of]))
+    graph.node.append(helper.make_node("Gather", [scale, group_of], [f"{scale}_of_inputs"], axis=1))
+    return f"{scale}_of_inputs"
 
 
 def flatten_any_width(model: ModelProto) -> ModelProto:

@@ -19,7 +19,8 @@ Arrays = dict[str, NDArray[Any]]
 
 # With these operators alone a graph says nothing of how many channels there are; a Reshape may hold it as a number.
 _OF_ANY_WIDTH = {
-    *("Conv", "Gemm", "MatMul", "BatchNormalization", "QuantizeLinear", "DequantizeLinear", "Add", "Sub", "Mul", "Div"),
+    *("Conv", "Gemm", "MatMul", "BatchNormalization", "QuantizeLinear", "DequantizeLinear", "Add", "Sub", "Mul", "Div", "Neg"),
+    *("DynamicQuantizeLinear", "MatMulInteger", "Cast"),
     *("Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Elu", "Tanh", "Softmax", "Identity"),
     *("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "Flatten", "Concat"),
 }

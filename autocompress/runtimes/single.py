@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from autocompress.layer import Kind
 from autocompress.tables import Form
 
-# Float weights; integer codes that become floats when the file is loaded; integer codes in an integer kernel.
-Manner = Literal["float", "codes", "integer"]
+# Float weights; integer codes that become floats when the file is loaded, the same with scales for groups of inputs, of
+# which there is one; integer codes in an integer kernel, whose inputs are integers or floats rounded by their range.
+Manner = Literal["float", "codes", "groups", "integer", "dynamic"]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,16 @@ from autocompress.errors import ExportError
 from autocompress.graph import BatchNorm, module_of, norm_after, trace
 from autocompress.nested import Nested
 from autocompress.runtimes.slot import INPUT, Slot, by_slot
-from autocompress.student import ActivationQuantizer, Plain, StudentLayer, apply_layer, channel_axis, kind_of, per_channel
+from autocompress.student import (
+    ActivationQuantizer,
+    Plain,
+    StudentLayer,
+    apply_layer,
+    channel_axis,
+    kind_of,
+    per_channel,
+    per_group,
+)
 from autocompress.target import Target
 
 FILE = "model.pt2"
@@ -46,7 +55,10 @@ def export(student: nn.Module, example: Nested) -> bytes:
     Raises `ExportError`.
     """
     example = nested.each(Tensor.cpu, example)
-    if any(isinstance(module, ActivationQuantizer) for module in student.modules()):
+    if any(
+        isinstance(module, ActivationQuantizer) or (isinstance(module, StudentLayer) and module.dynamic)
+        for module in student.modules()
+    ):
         raise ExportError("torch has no integer kernels here: activation_bits must be None")
     model = _deployed(deepcopy(student).cpu().eval(), example)
     return _deflated(_saved(_slim(_exported(model, example))))
@@ -93,14 +105,15 @@ class TorchSession:
 
 
 class _DeployedLayer(nn.Module):
-    """A layer whose weight is `factor`, or int8 `codes` times `factor`: scales of shape (out, 1, ...)."""
+    """A layer whose weight is `factor`, or int8 `codes` times `factor`: scales of shape (out, 1, ...), or (out, groups)."""
 
     codes: Tensor | None
     factor: Tensor
     bias: Tensor | None
 
-    def __init__(self, layer: Plain, codes: Tensor | None, factor: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, layer: Plain, codes: Tensor | None, factor: Tensor, bias: Tensor | None, group_size: int | None) -> None:
         super().__init__()
+        self.group_size = group_size
         self.layer = deepcopy(layer)
         for name in list(self.layer._parameters):  # its settings are wanted, and no weights
             self.layer.register_parameter(name, None)
@@ -109,8 +122,14 @@ class _DeployedLayer(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach())
 
     def forward(self, inputs: Tensor) -> Tensor:
-        weight = self.factor if self.codes is None else self.codes * self.factor
-        return apply_layer(self.layer, inputs, weight, self.bias)
+        return apply_layer(self.layer, inputs, self._weight(), self.bias)
+
+    def _weight(self) -> Tensor:
+        if self.codes is None:
+            return self.factor
+        if self.group_size is None:
+            return self.codes * self.factor
+        return self.codes * per_group(self.factor, self.group_size, self.codes.shape[1])
 
 
 def _deployed(student: nn.Module, example: Nested) -> nn.Module:
@@ -142,7 +161,7 @@ def _deploy(layer: Plain | StudentLayer, norm: nn.Module | None) -> nn.Module:
     codes, factor = None, layer.effective_weight() if isinstance(layer, StudentLayer) else layer.weight
     if isinstance(layer, StudentLayer) and layer.bits is not None:
         codes, scale = layer.codes()
-        factor = per_channel(scale, codes, layer.axis)
+        factor = per_channel(scale, codes, layer.axis) if layer.group_size is None else scale
     bias = None if isinstance(plain, nn.Embedding) else plain.bias
     if norm is not None:
         assert isinstance(norm, BatchNorm)
@@ -151,7 +170,7 @@ def _deploy(layer: Plain | StudentLayer, norm: nn.Module | None) -> nn.Module:
         mean, variance = norm.running_mean, norm.running_var
         transposed = channel_axis(plain) == 1
         factor, bias = fuse_conv_bn_weights(factor, bias, mean, variance, norm.eps, norm.weight, norm.bias, transposed)
-    return _DeployedLayer(plain, codes, factor, bias)
+    return _DeployedLayer(plain, codes, factor, bias, layer.group_size if isinstance(layer, StudentLayer) else None)
 
 
 def _exported(model: nn.Module, example: Nested) -> ExportedProgram:

@@ -37,6 +37,28 @@ def test_repair_brings_the_outputs_nearer_on_other_examples(
     assert gaps[0] < 0.8 * gaps[1]
 
 
+def test_groups_of_inputs_are_repaired_on_their_own_grids() -> None:
+    """Half of the inputs are small and have large weights: one scale an output is too coarse for the other half."""
+    torch.manual_seed(0)
+    linear, mixed = nn.Linear(70, 20), torch.randn(8, 70)
+    with torch.no_grad():
+        linear.weight[:, 32:64] *= 20
+        mixed[:, 32:64] /= 20
+    model = nn.Sequential(linear).eval()
+    inputs, others = (torch.randn(count, 8) @ mixed + 0.01 * torch.randn(count, 70) for count in (2048, 512))
+    gaps = {}
+    for size, repair in ((None, True), (32, False), (32, True)):
+        how = LayerPolicy(weight_bits=3, weight_sparsity=0.2, group_size=size)
+        student = compress(model, Policy(layers={"0": how}, repair=repair), inputs)
+        layer = student.get_submodule("0")
+        assert isinstance(layer, StudentLayer)
+        assert layer.codes()[0].abs().max() <= 3
+        with torch.no_grad():
+            gaps[size, repair] = float((student(others) - model(others)).square().mean())
+    assert gaps[32, True] < 0.5 * gaps[32, False]
+    assert gaps[32, True] < 0.2 * gaps[None, True]
+
+
 def test_masks_and_grids_hold(toy_task: ToyTask, toy_baseline: Baseline, toy_data: Data) -> None:
     how = LayerPolicy(weight_bits=3, weight_sparsity=0.5)
     student = compress(toy_baseline.model(toy_task), Policy(layers={"conv1": how}), torch.tensor(toy_data["train"][0]))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from autocompress.runtimes import runtime_of
 from autocompress.runtimes.onnx_layer import layer_file
 from autocompress.runtimes.single import LayerShape, Manner
+from autocompress.student import rounded_by_its_range
 from autocompress.target import Target
 from tests.runtimes.test_onnxruntime import optimised
 
@@ -79,6 +80,26 @@ def test_float_outputs_are_those_of_the_layer(manner: Manner, shape: LayerShape,
     got = runtime_of(Target()).load(content, Target())(inputs)
     np.testing.assert_allclose(got, expected.numpy(), atol=1e-4)
     assert not {"Cast", "Mul", "DequantizeLinear"} & set(optimised(content, tmp_path))
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES.values() if shape.kind == "linear"], ids=str)
+def test_a_scale_for_all_inputs_as_a_group_is_the_same_layer(shape: LayerShape, tmp_path: Path) -> None:
+    content, inputs = layer_file(shape, "groups")
+    same, _ = layer_file(shape, "codes")
+    load = runtime_of(Target()).load
+    assert np.array_equal(load(content, Target())(inputs), load(same, Target())(inputs))
+    assert optimised(content, tmp_path) == optimised(same, tmp_path)
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES.values() if shape.kind == "linear"], ids=str)
+def test_a_layer_with_dynamic_ranges_is_one_kernel(shape: LayerShape, tmp_path: Path) -> None:
+    content, inputs = layer_file(shape, "dynamic")
+    tensors = stored(content)
+    given = rounded_by_its_range(torch.tensor(inputs))
+    expected = computed(shape, given, tensors["w"].T.float() * ROUNDED_STEP, tensors.get("c"))
+    got = runtime_of(Target()).load(content, Target())(inputs)
+    np.testing.assert_allclose(got, expected.numpy(), atol=0.01 * float(expected.std()))
+    assert optimised(content, tmp_path) == ["DynamicQuantizeMatMul", "Relu"]
 
 
 def test_other_widths_are_counted_as_the_weight_counts_them() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.noun import Noun
-from autocompress.objective import Limit, Objective
+from autocompress.objective import Limit, Objective, base_of
 from autocompress.result import Status, TrialResult
 
 Pick = Literal["knee", "smallest", "fastest", "best"]
@@ -99,6 +99,12 @@ class ParetoFront(Noun):
             spread=shown,
             doubtful=_doubtful(front, objectives, shown),
         )
+
+    @property
+    def further_latencies(self) -> dict[str, str]:
+        """The latencies at further targets that were optimised: metric -> name of the target."""
+        names = [objective.metric for objective in self.objectives]
+        return {name: name.partition("/")[2] for name in names if base_of(name) == "latency_ms" != name}
 
     def hypervolume(self) -> float:
         """The share of the box between the baseline and the ideal that the front dominates, 0..1.

@@ -13,6 +13,8 @@ from autocompress.report import front_table
 from autocompress.report.page import _axes
 from autocompress.result import Status
 from autocompress.run import resume, run_search
+from autocompress.trackers.mlflow_note import note
+from autocompress.trackers.mlflow_trial import final_metrics
 from autocompress.verify import read_claims
 from tests.toy import SPACE, call, write_experiment
 
@@ -62,6 +64,17 @@ def test_the_report_shows_each(run: Path) -> None:
     axes = _axes(front)
     assert axes[f"latency_ms/{OPENVINO}"] == {"name": f"Latency, {OPENVINO}", "unit": "ms", "scale": 1.0, "log": True}
     assert OPENVINO in (run / "front.html").read_text()
+    rows = [line for line in note(front, {}).splitlines() if "x smaller" in line and line.startswith("|")]
+    assert len(rows) == len(front.members)
+    assert all(f"x on {OPENVINO}" in row and f"x on {THREADS}" in row for row in rows)
+
+
+def test_mlflow_has_the_gain_at_each(run: Path) -> None:
+    opened = open_run(run)
+    for result in opened.folder.results():
+        found = {metric.key: metric.value for metric in final_metrics(result, opened.baseline().metrics)}
+        assert found["times_faster"] == pytest.approx(1 / result.metrics["latency_ratio"])
+        assert found[f"times_faster/{OPENVINO}"] == pytest.approx(1 / result.metrics[f"latency_ratio/{OPENVINO}"])
 
 
 def test_it_is_resumed_for_the_same_targets(run: Path) -> None:

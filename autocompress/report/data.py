@@ -97,12 +97,6 @@ def times_faster(metrics: dict[str, float], baseline: dict[str, float], metric: 
     return baseline[metric] / metrics[metric]
 
 
-def further_latencies(front: ParetoFront) -> dict[str, str]:
-    """The latencies at further targets that were optimised: metric -> name of the target."""
-    names = [objective.metric for objective in front.objectives]
-    return {name: name.partition("/")[2] for name in names if base_of(name) == "latency_ms" != name}
-
-
 def show(metric: str, value: float, baseline: dict[str, float]) -> str:
     """A figure with its unit: ``24.0 kB``, ``0.220 ms``, ``97.5%``, ``1.2 M``."""
     metric = base_of(metric)

@@ -6,7 +6,6 @@ from rich.text import Text
 from autocompress.front import ParetoFront
 from autocompress.layer import Layers
 from autocompress.report.data import (
-    further_latencies,
     policy_words,
     remarks,
     show,
@@ -24,7 +23,7 @@ def front_table(front: ParetoFront, layers: Layers) -> Table:
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("latency", justify="right", no_wrap=True)
-    further = further_latencies(front)
+    further = front.further_latencies
     for place in further.values():
         table.add_column(f"latency\n{place}", justify="right", no_wrap=True)
     table.add_column("accuracy\n(validation)", justify="right", no_wrap=True)
@@ -47,7 +46,7 @@ def _cells(result: TrialResult, front: ParetoFront, layers: Layers, mark: str) -
     cells = [
         f"{mark}{result.number}",
         f"{times_smaller(result.metrics, base):.1f}x smaller",
-        *(f"{times_faster(result.metrics, base, metric):.1f}x faster" for metric in ("latency_ms", *further_latencies(front))),
+        *(f"{times_faster(result.metrics, base, metric):.1f}x faster" for metric in ("latency_ms", *front.further_latencies)),
         seeds or show("accuracy", result.metrics["accuracy"], base),
         show_test(test, base) if test else "",
         "; ".join(filter(None, (policy_words(result, layers), remarks(result, front)))),

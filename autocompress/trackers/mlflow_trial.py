@@ -9,6 +9,7 @@ from mlflow.utils import mlflow_tags
 
 from autocompress.front import missed
 from autocompress.layer import Layers
+from autocompress.objective import base_of
 from autocompress.policy import LayerPolicy, Policy
 from autocompress.result import Status, TrialResult
 from autocompress.trackers.growth import ended
@@ -78,8 +79,9 @@ def final_metrics(result: TrialResult, baseline: dict[str, float]) -> Iterator[M
     values = {safe(name): value for name, value in result.metrics.items()}
     if size := result.metrics.get("size_bytes"):
         values["times_smaller"] = baseline["size_bytes"] / size
-    if ratio := result.metrics.get("latency_ratio"):
-        values["times_faster"] = 1 / ratio
+    for name, value in result.metrics.items():
+        if base_of(name) == "latency_ratio" and value:
+            values[safe(name.replace("latency_ratio", "times_faster"))] = 1 / value
     values |= {f"seconds/{safe(stage)}": seconds for stage, seconds in result.seconds.items()}
     yield from _finite(values | {"worker_seconds": result.compute}, result, 0)
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node, Tracer
 
 from autocompress.nested import Nested
-from autocompress.student import ActivationQuantizer, StudentLayer
+from autocompress.student import ActivationQuantizer, StudentLayer, kind_of
 
 # These pass values on as they are, only fewer or in other places: rounding before them is rounding after them.
 _MOVE = (nn.MaxPool1d, nn.MaxPool2d, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout2d, nn.Identity)
@@ -35,7 +35,9 @@ _ADD_CALLS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
 
 class _LayerTracer(Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, StudentLayer | ActivationQuantizer) or super().is_leaf_module(m, module_qualified_name)
+        # A layer of the user's own class that computes as torch's does counts as one of torch's.
+        ours = isinstance(m, StudentLayer | ActivationQuantizer) or kind_of(m) is not None
+        return ours or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(model: nn.Module, inputs: Nested) -> GraphModule | None:

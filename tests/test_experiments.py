@@ -85,6 +85,7 @@ def test_resnet20_shortcuts_pad_and_can_be_pruned(cifar: Path) -> None:
     example = torch.randn(4, 3, 32, 32)
     layers = probe(network, example)
     assert len(layers.groups) == 12
+    assert all(layer.integer for layer in layers), "a convolution of a class of one's own is a convolution"
     prune(network, {group.name: group.channels // 2 for group in layers.groups}, "l1", example)
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -90,7 +91,8 @@ def prune(
     if importance == "taylor":
         if gradients is None:
             raise ValueError("importance 'taylor' needs gradients")
-        gradients(model)
+        _leave_all_gradients(model, gradients)
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     graph = _graph(model, example)
     known = {group.name: group for group in groups}
     doomed = {}
@@ -101,7 +103,28 @@ def prune(
         doomed[root] = _channels_of(blocks, unit)
     left = _cut(model, doomed, example, {root: known[root].counts for root in keep if root in known})
     model.zero_grad(set_to_none=True)
+    for name in frozen:  # torch-pruning makes new parameters
+        model.get_parameter(name).requires_grad_(False)
     return left
+
+
+def _leave_all_gradients(model: nn.Module, gradients: Callable[[nn.Module], None]) -> None:
+    """Also of parameters that are not trained; of those that the loss does not reach it is zero."""
+    with _all_trained(model):
+        gradients(model)
+    for parameter in model.parameters():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+
+
+@contextmanager
+def _all_trained(model: nn.Module) -> Iterator[None]:
+    frozen = [parameter.requires_grad_() for parameter in model.parameters() if not parameter.requires_grad]
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def _channels_of(blocks: Tensor, unit: int) -> list[int]:
@@ -166,12 +189,8 @@ def _scores(graph: Any, root: nn.Module, importance: Importance) -> Tensor:
 
 def _graph(model: nn.Module, example: Nested) -> Any:
     # torch-pruning finds dependencies by the autograd graph: without gradients it would see one group only.
-    with torch.enable_grad():
-        frozen = [parameter.requires_grad_() for parameter in model.parameters() if not parameter.requires_grad]
-        graph = _Graph().build_dependency(model.eval(), example_inputs=example, forward_fn=_float_outputs, verbose=False)
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-    return graph
+    with torch.enable_grad(), _all_trained(model):
+        return _Graph().build_dependency(model.eval(), example_inputs=example, forward_fn=_float_outputs, verbose=False)
 
 
 def _float_outputs(model: nn.Module, example: Nested) -> tuple[Tensor, ...]:

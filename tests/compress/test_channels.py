@@ -72,6 +72,20 @@ def test_pruning_equals_zeroing(importance: Importance) -> None:
     assert after.params < before.params / 2
 
 
+def test_taylor_ranks_channels_of_layers_that_are_not_trained_too() -> None:
+    """A frozen layer, and one that the loss does not reach, had no gradient to rank by."""
+    model = warm(ToyNet())
+    model.get_submodule("conv1").requires_grad_(False)
+
+    def gradients(network: nn.Module) -> None:
+        network.get_submodule("stem")(EXAMPLE).square().sum().backward()
+
+    prune(model, {"stem": 8, "conv1": 24}, "taylor", EXAMPLE, gradients)
+    assert model.get_submodule("conv1").weight.shape == (24, 8, 3, 3)
+    assert not any(parameter.requires_grad for parameter in model.get_submodule("conv1").parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_channels_are_counted_in_half_precision_too() -> None:
     """bfloat16 cannot tell 599 from 600."""
     model = nn.Sequential(nn.Conv2d(3, 600, 1), nn.BatchNorm2d(600), nn.ReLU(), nn.Conv2d(600, 4, 1)).bfloat16().eval()

@@ -72,16 +72,21 @@ def lanes(target: Target, experiment_file: Path, *, joined: bool) -> Iterator[La
             handle: Any = ray.remote(LatencyLane).options(**options).remote(place.to_json(), str(experiment_file))
             found[place.name] = Actor(handle, has_device(place))
         if joined:
-            ray.get([lane.handle.ready.remote() for lane in found.values()], timeout=_READY_SECONDS)
+            _wait_for(found)
         yield found
+    finally:
+        for lane in found.values():
+            ray.kill(lane.handle)
+
+
+def _wait_for(actors: Lanes) -> None:
+    try:
+        ray.get([lane.handle.ready.remote() for lane in actors.values()], timeout=_READY_SECONDS)
     except RayError as error:
         raise UnreachableError(
             f"the cluster does not run autocompress ({reason(error)}); its nodes need autocompress, Ray and Python as "
             "they are here, and the same RAY_AUTH_MODE"
         ) from error
-    finally:
-        for lane in found.values():
-            ray.kill(lane.handle)
 
 
 def places_of(target: Target, actors: Lanes, files: dict[str, Any] | None = None) -> Places:

@@ -82,7 +82,6 @@ def make_baseline(task: Task, target: Target, folder: Path, *, seed: int, places
                 "start a new run"
             )
         return stored
-    places = here(target) if places is None else places
     data = load_data(task)
     torch.manual_seed(seed)
     model = _checked(task.model)
@@ -96,6 +95,24 @@ def make_baseline(task: Task, target: Target, folder: Path, *, seed: int, places
     except Exception as error:
         raise TaskError(f"the task's train() failed: {type(error).__name__}: {error}") from error
     model = unpacked(model).cpu().eval()
+    return _measured(model, layers, task, target, folder, data=data, places=places)
+
+
+def move_baseline(known: Baseline, task: Task, target: Target, folder: Path, *, places: Places | None = None) -> Baseline:
+    """The network of `known` as it was trained, exported for another `target`, measured there, and stored in `folder`.
+
+    `places` are as for `make_baseline`. Raises `TaskError` when the task now builds another network, or when it cannot be
+    exported.
+    """
+    model = known.model(task)
+    return _measured(model, known.layers, task, target, folder, data=load_data(task), places=places)
+
+
+def _measured(
+    model: nn.Module, layers: Layers, task: Task, target: Target, folder: Path, *, data: Data, places: Places | None
+) -> Baseline:
+    places = here(target) if places is None else places
+    example = nested.each(torch.tensor, nested.take(data["train"][0], slice(_EXAMPLES)))
     files: dict[str, bytes] = {}
     metrics: dict[str, float] = {}
     for place in target.each:

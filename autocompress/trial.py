@@ -173,8 +173,7 @@ def trial_rungs(
                 _compare_further(files, model, teacher, target, data, places, lane)
 
         with clock.stage("compress"), lane.shared():
-            order = np.random.default_rng(seed).permutation(nested.count(inputs))
-            calibration = nested.take(inputs, torch.as_tensor(order[:_CALIBRATION]))
+            calibration = nested.take(inputs, torch.as_tensor(calibration_rows(nested.count(inputs), seed)))
             student = compress(teacher.model, policy, calibration, _gradients(task, inputs, targets), baseline.layers.groups)
             if checkpoint is not None:
                 _restore(student, checkpoint)
@@ -228,6 +227,11 @@ def trial_rungs(
         model=f"trials/{number:04d}/{runtime_of(target).file}" if status is Status.COMPLETE else None,
         summary=policy.describe(baseline.layers),
     )
+
+
+def calibration_rows(examples: int, seed: int) -> Array:
+    """Which of so many training inputs a trial with this seed calibrates by: indices of shape (at most 512,)."""
+    return np.random.default_rng(seed).permutation(examples)[:_CALIBRATION]
 
 
 def _measure(

@@ -5,12 +5,11 @@ the folder with ``cifar10_jpeg.npz``. Half the published width by default, which
 `width=1.0` for the published one.
 """
 
-import torch
-from cifar10 import Cifar10, required
+from cifar10 import Cifar10, required, train_from_scratch
 from torch import Tensor, nn
 
-from autocompress import Budget, Experiment
-from search_spaces.joint import make
+from autocompress import Budget, Experiment, Halving, Refit
+from search_spaces import budgeted
 
 CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
@@ -47,24 +46,18 @@ class Cifar10Vgg16(Cifar10):
         return Vgg16(self.width)
 
     def train(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
-        steps = self.epochs * (len(inputs) // 128)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)
-        model.train()
-        for _ in range(self.epochs):
-            for batch in torch.randperm(len(inputs))[: len(inputs) // 128 * 128].split(128):
-                optimizer.zero_grad()
-                self.loss(model(self.augment(inputs[batch], torch.default_generator)), targets[batch]).backward()
-                optimizer.step()
-                schedule.step()
+        train_from_scratch(self, model, inputs, targets, epochs=self.epochs)
 
 
 required("cifar10_jpeg.npz")
 experiment = Experiment(
     task=Cifar10Vgg16(),
-    space=make(steps=(100, 200, 400)),
+    space=budgeted.make(steps=100),
+    start=budgeted.start,
+    halving=Halving(eta=3, rungs=(0.0, 1 / 3)),
+    refit=Refit(models=6, share=0.4),
     objectives=("size_bytes", "latency_ms", "accuracy"),
-    limits=("accuracy >= baseline - 0.05",),
-    budget=Budget(trials=60),
+    limits=("accuracy >= baseline - 0.03",),
+    budget=Budget(trials=100, minutes=15),
     seed=0,
 )

@@ -8,11 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress import nested
+from autocompress import LayerPolicy, Policy, nested
+from autocompress.compress import compress
 from autocompress.compress.channels import prune
 from autocompress.errors import ExperimentError
 from autocompress.experiment import load_experiment, run_file
+from autocompress.measure import outputs_of
 from autocompress.probe import probe
+from autocompress.runtimes.onnxruntime import export
+from autocompress.target import Target
 from autocompress.task import Split
 from autocompress.unpacked import unpacked
 
@@ -42,7 +46,7 @@ def test_the_vgg_has_the_proportions_of_the_article() -> None:
     assert [group.name for group in layers.groups] == ["conv1", "conv2", "conv3"]
 
 
-@pytest.mark.parametrize("name", ["cifar10_resnet20", "cifar10_vgg16"])
+@pytest.mark.parametrize("name", ["cifar10_resnet20", "cifar10_vgg16", "cifar10_mobilenetv2"])
 def test_missing_data_are_said_in_one_line(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CIFAR10_DIR", raising=False)
     with pytest.raises(ExperimentError, match="set CIFAR10_DIR to the folder"):
@@ -95,6 +99,47 @@ def test_vgg16_has_thirteen_convolutions_and_a_width(cifar: Path) -> None:
     assert [layer.kind for layer in layers] == ["conv2d"] * 13 + ["linear"]
     assert [layer.weight_shape[0] for layer in layers][:3] == [32, 32, 64]
     assert len(layers.groups) == 13
+
+
+def test_mobilenetv2_is_pruned_through_its_residuals_and_exported(cifar: Path) -> None:
+    task = load_experiment(EXPERIMENTS / "cifar10_mobilenetv2.py").task
+    model, images = task.model().eval(), torch.tensor(task.data("train")[0])
+    layers = probe(model, images[:4])
+    depthwise = [layer for layer in layers if layer.kind == "conv2d" and layer.weight_shape[1] == 1]
+    assert (len(layers), len(depthwise), len(layers.groups)) == (53, 17, 25)
+    assert all(layer.integer for layer in layers)
+    # The channels of a stage go together: a sum of its blocks has as many as each of them.
+    assert [len(group.writers) for group in layers.groups if group.channels == 32] == [4]
+    for activation_bits in (None, 8):
+        policy = Policy(
+            channel_sparsity={group.name: 0.5 for group in layers.groups},
+            layers={layer.name: LayerPolicy(weight_bits=4, activation_bits=activation_bits) for layer in layers},
+            repair=False,
+        )
+        student = compress(model, policy.canonical(layers, Target().menu), images[:32], groups=layers.groups)
+        file = export(student, images[:4])
+        given = outputs_of(file, images[:16].numpy(), Target())
+        with torch.no_grad():
+            expected = student(images[:16]).numpy()
+        assert given.shape == expected.shape == (16, 10)
+        # Fifty untrained layers make another output of a tie that is rounded another way.
+        assert activation_bits or np.allclose(given, expected, atol=1e-4)
+        # Half of the inputs and outputs are left, in half a byte each, and what goes with them.
+        assert len(file) < sum(layer.params for layer in layers) * 4 / 12
+
+
+@pytest.mark.parametrize("name", ["cifar10_vgg16", "cifar10_mobilenetv2"])
+def test_networks_without_published_weights_are_trained_from_scratch(name: str, cifar: Path) -> None:
+    task = load_experiment(EXPERIMENTS / f"{name}.py").task
+    inputs, targets = (torch.tensor(part).repeat_interleave(2, 0) for part in task.data("train"))
+    model = task.model()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    task.epochs = 2  # type: ignore[attr-defined]
+    task.train(model, inputs, targets)
+    for name, value in model.named_parameters():
+        assert value.isfinite().all()
+        assert value.is_contiguous()
+        assert not torch.equal(value, before[name])
 
 
 def test_augmentation_keeps_the_shape_and_follows_the_generator(cifar: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from autocompress import runtimes
-from autocompress.baseline import Baseline, Data, check_parity, load_baseline, load_data, make_baseline
+from autocompress.baseline import Baseline, Data, check_parity, load_baseline, load_data, make_baseline, move_baseline
 from autocompress.distill import Teacher, hint_loss
 from autocompress.errors import ExportError, PolicyError, RunFolderError, TaskError, UnknownNameError
 from autocompress.lane import Lane
@@ -255,6 +255,26 @@ def test_the_baseline_is_trained_once(toy_task: ToyTask, tmp_path: Path) -> None
     assert again.metrics == first.metrics
     assert again.layers == first.layers
     assert all(np.array_equal(again.weights[name], value) for name, value in first.weights.items())
+
+
+def test_a_baseline_moves_to_another_target_without_training(toy_baseline: Baseline, tmp_path: Path) -> None:
+    class Untrainable(ToyTask):
+        def train(self, model: Any, inputs: Any, targets: Any) -> None:
+            raise AssertionError("trained again")
+
+    target = Target(runtime="torch")
+    moved = move_baseline(toy_baseline, Untrainable(), target, tmp_path)
+    assert moved.files.keys() == {"torch"}
+    assert moved.metrics["accuracy"] == pytest.approx(toy_baseline.metrics["accuracy"], abs=0.01)
+    assert make_baseline(Untrainable(), target, tmp_path, seed=0).metrics == moved.metrics
+    assert all(np.array_equal(moved.weights[name], value) for name, value in toy_baseline.weights.items())
+
+    class Other(ToyTask):
+        def model(self) -> nn.Module:
+            return nn.Linear(4, 3)
+
+    with pytest.raises(TaskError, match="does not fit the stored baseline"):
+        move_baseline(toy_baseline, Other(), target, tmp_path)
 
 
 def test_a_damaged_baseline_is_said(toy_baseline: Baseline, toy_task: ToyTask, tmp_path: Path) -> None:

@@ -354,7 +354,7 @@ def test_a_file_from_elsewhere_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda table: table["target"].update(batch_size=32), r"is a cost table for onnxruntime on cpu, batch 32, 1 thread"),
+        (lambda table: table["target"].update(batch_size=32), r"is a cost table for onnxruntime-cpu:batch32; the experiment"),
         (lambda table: table["layers"].pop(1), "of another network: it lacks the layer 'conv2'"),
         (
             lambda table: table["layers"][0].update(outputs=[8, 16, 24, 32]),

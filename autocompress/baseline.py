@@ -78,7 +78,7 @@ def make_baseline(task: Task, target: Target, folder: Path, *, seed: int, places
         stored = load_baseline(folder)
         if stored.target != target:
             raise RunFolderError(
-                f"the baseline in {folder} was measured for {_names(stored.target)}, the experiment asks for {_names(target)}; "
+                f"the baseline in {folder} was measured for {stored.target.names}, the experiment asks for {target.names}; "
                 "start a new run"
             )
         return stored
@@ -113,11 +113,9 @@ def _measured(
 ) -> Baseline:
     places = here(target) if places is None else places
     example = nested.each(torch.tensor, nested.take(data["train"][0], slice(_EXAMPLES)))
-    files: dict[str, bytes] = {}
+    files = {runtime: _exported(model, example, place, places) for runtime, place in target.by_runtime.items()}
     metrics: dict[str, float] = {}
     for place in target.each:
-        if place.runtime not in files:
-            files[place.runtime] = _exported(model, example, place, places)
         file = files[place.runtime]
         latency = places[place.name].time(file, file)
         metrics |= {
@@ -142,13 +140,12 @@ def load_baseline(folder: Path) -> Baseline:
     """What `make_baseline` stored. Raises `RunFolderError` when it is missing or damaged."""
     try:
         stored = json.loads((folder / "baseline.json").read_text())
-        target = Target.model_validate(stored["target"])
         return Baseline(
             weights=load_tensors((folder / "weights.safetensors").read_bytes()),
             layers=Layers.model_validate(stored["layers"]),
             files={runtime: (folder / name).read_bytes() for runtime, name in stored["files"].items()},
             metrics=stored["metrics"],
-            target=target,
+            target=Target.model_validate(stored["target"]),
         )
     except Exception as error:
         raise RunFolderError(
@@ -211,10 +208,6 @@ def _exported(model: nn.Module, example: Nested, place: Target, places: Places) 
     return file
 
 
-def _names(target: Target) -> str:
-    return " and ".join(place.name for place in target.each)
-
-
 def _score(file: bytes, split: Pairs, task: Task, place: Place) -> float:
     try:
         value = score(file, split, task, place)
@@ -239,7 +232,7 @@ def _checked(function: Callable[[], T], name: str = "model()") -> T:
 
 def _store(baseline: Baseline, folder: Path) -> None:
     write_whole(folder / "weights.safetensors", save_tensors(baseline.weights))
-    names = {place.runtime: file_name(baseline.target, place) for place in baseline.target.each}
+    names = {runtime: file_name(baseline.target, place) for runtime, place in baseline.target.by_runtime.items()}
     for runtime, name in names.items():
         write_whole(folder / name, baseline.files[runtime])
     stored = {

@@ -18,7 +18,7 @@ from autocompress.errors import ExportError, InputError, PolicyError, TaskError
 from autocompress.experiment import Experiment, is_guided, load_experiment
 from autocompress.graph import trace
 from autocompress.layer import Layers
-from autocompress.measure import here
+from autocompress.measure import Here
 from autocompress.nested import Nested
 from autocompress.opened import Options
 from autocompress.policy import Policy
@@ -74,8 +74,7 @@ def check(file: Path, options: Options | None = None) -> Iterator[Finding]:
 def _in_words(experiment: Experiment) -> str:
     objectives = ", ".join(objective.metric for objective in experiment.parsed_objectives)
     limits = ", ".join(limit.text for limit in experiment.parsed_limits) or "no limits"
-    targets = " and ".join(place.name for place in experiment.target.each)
-    return f"{type(experiment.task).__name__}; objectives {objectives}; {limits}; {targets}"
+    return f"{type(experiment.task).__name__}; objectives {objectives}; {limits}; {experiment.target.names}"
 
 
 def _in_figures(part: Nested) -> str:
@@ -189,7 +188,7 @@ def _export(target: Target, model: nn.Module, inputs: Nested) -> Finding:
         file = runtime_of(target).export(model.eval(), inputs)
     except ExportError as error:
         raise TaskError(f"the model cannot be exported to {target.runtime}: {error}") from error
-    gap = check_parity(model, file, inputs, here(target)[target.name])
+    gap = check_parity(model, file, inputs, Here(target))
     return Finding(f"export, {target.runtime}", f"{len(file):,} bytes, outputs within {gap:.1g} of the largest of the model's")
 
 

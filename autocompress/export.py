@@ -10,7 +10,7 @@ from typing import get_args
 from autocompress.errors import InputError, RunFolderError, UnknownNameError, unknown_name
 from autocompress.experiment import Experiment
 from autocompress.front import USUAL_DROP, ParetoFront, Pick
-from autocompress.measure import download_bytes, here, test_score
+from autocompress.measure import Here, download_bytes, test_score
 from autocompress.opened import Run
 from autocompress.result import Status, TrialResult
 from autocompress.runtimes import Runtime, file_name, runtime_of
@@ -118,7 +118,7 @@ def _make(into: Path) -> None:
 
 
 def _claims(run: Run, front: ParetoFront, result: TrialResult, model: bytes, experiment: Experiment, place: Target) -> Claims:
-    whole, there = experiment.target, here(place)[place.name]
+    whole, there = experiment.target, Here(place)
     score, uncompressed = front.test.get(result.number), front.baseline_test
     if place != whole.alone:
         baseline = (run.folder.baseline / file_name(whole, place)).read_bytes()

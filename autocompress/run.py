@@ -243,7 +243,7 @@ def _settings(note: RunNote, experiment: Experiment) -> dict[str, str]:
         "sampler": sampler,
         "seed": str(experiment.seed),
         "budget": " or ".join(end for end in ends if end),
-        "target": " and ".join(place.name for place in experiment.target.each),
+        "target": experiment.target.names,
         **experiment.settings,
     }
 

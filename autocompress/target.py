@@ -116,6 +116,16 @@ class Target(Noun):
         """This target by itself, then the further ones."""
         return self.alone, *self.also
 
+    @property
+    def names(self) -> str:
+        """Of all of them, in words."""
+        return " and ".join(place.name for place in self.each)
+
+    @property
+    def by_runtime(self) -> "dict[str, Target]":
+        """The first target of each runtime: those of one runtime share a file."""
+        return {place.runtime: place for place in reversed(self.each)}
+
     def metric(self, name: str, place: "Target") -> str:
         """What the metric is called at `place`, one of `each`: its own name at the first, elsewhere with that of the place."""
         return name if place == self.alone else f"{name}/{place.name}"

@@ -161,8 +161,7 @@ def trial_rungs(
         def exported(model: nn.Module) -> dict[str, bytes]:
             with clock.stage("export"), lane.shared():
                 plain = _for_export(model)
-                runtimes = dict.fromkeys(place.runtime for place in target.each)
-                return {name: runtime_of(Target(runtime=name)).export(plain, examples) for name in runtimes}
+                return {runtime: runtime_of(at).export(plain, examples) for runtime, at in target.by_runtime.items()}
 
         def measured(files: dict[str, bytes], model: nn.Module) -> dict[str, float]:
             with clock.stage("measure"):
@@ -204,8 +203,8 @@ def trial_rungs(
             metrics = {**measured(files, student), "accuracy": accuracy}
         if keep_student:
             write_whole(folder / CHECKPOINT, _checkpoint(student))
-        for place in target.each:
-            write_whole(folder / file_name(target, place), files[place.runtime])
+        for runtime, place in target.by_runtime.items():
+            write_whole(folder / file_name(target, place), files[runtime])
         write_whole(folder / "policy.json", policy.to_json(indent=1))
     except InputError:  # nothing that another policy could avoid
         raise
@@ -275,7 +274,7 @@ def _first_score(file: bytes, student: nn.Module, teacher: Teacher, task: Task, 
     inputs, targets = data["validation"]
     outputs = place.outputs(file, inputs)
     few, given = (nested.take(part, slice(_COMPARED)) for part in (inputs, outputs))
-    _compare(given, few, student, teacher, lane)
+    _compare(given, _expected(few, student, teacher, lane))
     return checked_score(task, outputs, targets)
 
 
@@ -283,15 +282,22 @@ def _compare_further(
     files: dict[str, bytes], student: nn.Module, teacher: Teacher, target: Target, data: Data, places: Places, lane: Lane
 ) -> None:
     """A few outputs of the files of further targets are compared with the student's: their score is not measured."""
+    if not target.also:
+        return
     few = nested.take(data["validation"][0], slice(_COMPARED))
+    expected = _expected(few, student, teacher, lane)
     for place in target.also:
-        _compare(places[place.name].outputs(files[place.runtime], few), few, student, teacher, lane, f" for {place.name}")
+        _compare(places[place.name].outputs(files[place.runtime], few), expected, f" for {place.name}")
 
 
-def _compare(given: Nested, inputs: Nested, student: nn.Module, teacher: Teacher, lane: Lane, where: str = "") -> None:
+def _expected(inputs: Nested, student: nn.Module, teacher: Teacher, lane: Lane) -> tuple[Nested, Nested]:
+    """The outputs of the student and of the uncompressed model."""
+    return student_outputs(student, inputs, lane=lane), student_outputs(teacher.model, inputs, lane=lane)
+
+
+def _compare(given: Nested, expected: tuple[Nested, Nested], where: str = "") -> None:
     """By how much outputs differ is judged by how much they differ from example to example. Raises `ExportError`."""
-    expected, uncompressed = (student_outputs(model, inputs, lane=lane) for model in (student, teacher.model))
-    gap = max(map(_output_gap, *map(nested.arrays, (given, expected, uncompressed))))
+    gap = max(map(_output_gap, *map(nested.arrays, (given, *expected))))
     if not gap <= _OUTPUT_GAP:
         raise ExportError(
             f"the outputs of the exported file{where} differ by {gap:.0%} from those of the student it was made from"

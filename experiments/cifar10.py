@@ -38,6 +38,31 @@ class Cifar10(ClassificationTask):
         return padded[:, :, down : down + 32, right : right + 32]
 
 
+class FromScratch(Cifar10):
+    """CIFAR-10 for a network without published weights: `width` scales its channels, `epochs` is how long it is trained."""
+
+    def __init__(self, width: float = 0.5, epochs: int = 12) -> None:
+        self.width = width
+        self.epochs = epochs
+
+    def train(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+        """Trains `model` in place by SGD with Nesterov momentum and a one-cycle learning rate, on augmented pictures."""
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+        batches = len(inputs) // _BATCH
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=self.epochs * batches)
+        # The same values, in five sixths of the time on a CPU.
+        laid_out: Any = model.to
+        laid_out(memory_format=torch.channels_last)
+        model.train()
+        for _ in range(self.epochs):
+            for batch in torch.randperm(len(inputs))[: batches * _BATCH].split(_BATCH):
+                optimizer.zero_grad()
+                self.loss(model(self.augment(inputs[batch], torch.default_generator)), targets[batch]).backward()
+                optimizer.step()
+                schedule.step()
+        laid_out(memory_format=torch.contiguous_format)
+
+
 def folder_of_data() -> Path:
     """The folder that CIFAR10_DIR names. Raises `ExperimentError` when it is not set or not there."""
     name = os.environ.get("CIFAR10_DIR")
@@ -52,24 +77,6 @@ def required(name: str) -> Path:
     if not path.is_file():
         raise ExperimentError(f"no {name} in {path.parent}; CIFAR10_DIR must name the folder that holds it")
     return path
-
-
-def train_from_scratch(task: Cifar10, model: nn.Module, inputs: Tensor, targets: Tensor, *, epochs: int) -> None:
-    """Trains `model` in place by SGD with Nesterov momentum and a one-cycle learning rate, on augmented pictures."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    batches = len(inputs) // _BATCH
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=epochs * batches)
-    # The same values, in five sixths of the time on a CPU.
-    laid_out: Any = model.to
-    laid_out(memory_format=torch.channels_last)
-    model.train()
-    for _ in range(epochs):
-        for batch in torch.randperm(len(inputs))[: batches * _BATCH].split(_BATCH):
-            optimizer.zero_grad()
-            task.loss(model(task.augment(inputs[batch], torch.default_generator)), targets[batch]).backward()
-            optimizer.step()
-            schedule.step()
-    laid_out(memory_format=torch.contiguous_format)
 
 
 @cache

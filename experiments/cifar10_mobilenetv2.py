@@ -5,7 +5,7 @@ the search starts. CIFAR10_DIR names the folder with ``cifar10_jpeg.npz``. Half 
 what two cores can train; set `width=1.0` for the published one.
 """
 
-from cifar10 import Cifar10, required, train_from_scratch
+from cifar10 import FromScratch, required
 from torch import Tensor, nn
 
 from autocompress import Budget, Experiment, Halving, Refit
@@ -69,18 +69,9 @@ def scaled(channels: int, width: float) -> int:
     return max(8, int(channels * width + 4) // 8 * 8)
 
 
-class Cifar10MobileNetV2(Cifar10):
-    """`width` scales the channels, `epochs` is how long the baseline is trained."""
-
-    def __init__(self, width: float = 0.5, epochs: int = 12) -> None:
-        self.width = width
-        self.epochs = epochs
-
+class Cifar10MobileNetV2(FromScratch):
     def model(self) -> nn.Module:
         return MobileNetV2(self.width)
-
-    def train(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
-        train_from_scratch(self, model, inputs, targets, epochs=self.epochs)
 
 
 required("cifar10_jpeg.npz")

@@ -5,7 +5,7 @@ the folder with ``cifar10_jpeg.npz``. Half the published width by default, which
 `width=1.0` for the published one.
 """
 
-from cifar10 import Cifar10, required, train_from_scratch
+from cifar10 import FromScratch, required
 from torch import Tensor, nn
 
 from autocompress import Budget, Experiment, Halving, Refit
@@ -35,18 +35,9 @@ class Vgg16(nn.Module):
         return logits
 
 
-class Cifar10Vgg16(Cifar10):
-    """`width` scales the channels, `epochs` is how long the baseline is trained."""
-
-    def __init__(self, width: float = 0.5, epochs: int = 12) -> None:
-        self.width = width
-        self.epochs = epochs
-
+class Cifar10Vgg16(FromScratch):
     def model(self) -> nn.Module:
         return Vgg16(self.width)
-
-    def train(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
-        train_from_scratch(self, model, inputs, targets, epochs=self.epochs)
 
 
 required("cifar10_jpeg.npz")

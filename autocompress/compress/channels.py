@@ -88,43 +88,38 @@ def prune(
     """
     if not keep:
         return {}
-    if importance == "taylor":
-        if gradients is None:
-            raise ValueError("importance 'taylor' needs gradients")
-        _leave_all_gradients(model, gradients)
-    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    graph = _graph(model, example)
-    known = {group.name: group for group in groups}
-    doomed = {}
-    for root, kept in keep.items():
-        unit = known[root].unit if root in known else 1
-        scores = _scores(graph, model.get_submodule(root), importance).view(-1, unit).mean(1)
-        blocks = scores.argsort()[: len(scores) - max(1, round(kept / unit))]
-        doomed[root] = _channels_of(blocks, unit)
-    left = _cut(model, doomed, example, {root: known[root].counts for root in keep if root in known})
-    model.zero_grad(set_to_none=True)
-    for name in frozen:  # torch-pruning makes new parameters
-        model.get_parameter(name).requires_grad_(False)
-    return left
-
-
-def _leave_all_gradients(model: nn.Module, gradients: Callable[[nn.Module], None]) -> None:
-    """Also of parameters that are not trained; of those that the loss does not reach it is zero."""
     with _all_trained(model):
-        gradients(model)
-    for parameter in model.parameters():
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
+        if importance == "taylor":
+            if gradients is None:
+                raise ValueError("importance 'taylor' needs gradients")
+            gradients(model)
+            for parameter in model.parameters():
+                if parameter.grad is None:  # the loss does not reach it
+                    parameter.grad = torch.zeros_like(parameter)
+        graph = _graph(model, example)
+        known = {group.name: group for group in groups}
+        doomed = {}
+        for root, kept in keep.items():
+            unit = known[root].unit if root in known else 1
+            scores = _scores(graph, model.get_submodule(root), importance).view(-1, unit).mean(1)
+            blocks = scores.argsort()[: len(scores) - max(1, round(kept / unit))]
+            doomed[root] = _channels_of(blocks, unit)
+        left = _cut(model, doomed, example, {root: known[root].counts for root in keep if root in known})
+    model.zero_grad(set_to_none=True)
+    return left
 
 
 @contextmanager
 def _all_trained(model: nn.Module) -> Iterator[None]:
-    frozen = [parameter.requires_grad_() for parameter in model.parameters() if not parameter.requires_grad]
+    """Lets gradients flow to frozen parameters; afterwards they, or those that took their place, are frozen again."""
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    for name in frozen:
+        model.get_parameter(name).requires_grad_()
     try:
         yield
     finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+        for name in frozen:
+            model.get_parameter(name).requires_grad_(False)
 
 
 def _channels_of(blocks: Tensor, unit: int) -> list[int]:

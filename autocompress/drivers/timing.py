@@ -34,7 +34,7 @@ class LatencyLane:
     """
 
     def __init__(self, target: str, experiment_file: str) -> None:
-        self._here = Here(Target.from_json(target), Lane())
+        self._here = Here(Target.from_json(target))
         if self._here.target.runtime not in MENUS:
             load_experiment(experiment_file)
 

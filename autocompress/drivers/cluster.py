@@ -1,5 +1,6 @@
 """Starts Ray on this machine, or joins a cluster that runs, and keeps what Ray has to say off the terminal."""
 
+import gc
 import io
 import logging
 import os
@@ -67,8 +68,24 @@ def ray_cluster(address: str | None, *, threads: int, experiment_file: Path, run
                 _join(address, {"env_vars": {**variables, _COPIED: folder}, "working_dir": folder, "excludes": excludes})
             yield _as_workers_see(experiment_file)
         finally:
-            with redirect_stdout(io.StringIO()):  # it would repeat what it has said before
+            with _garbage_kept(), redirect_stdout(io.StringIO()):  # it would repeat what it has said before
                 ray.shutdown()
+
+
+@contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """Collects no garbage meanwhile.
+
+    If another thread did, and a reference to one of Ray's objects were in it, Ray would end the process: its worker is gone
+    some milliseconds before it is known to be.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def room(cpus: float, gpus: float, *, remedy: str) -> int:

@@ -193,7 +193,7 @@ class Search:
         """Takes the next rung of a running trial; False when the trial is to be stopped there."""
         asked, rungs = self._running[number], self._rungs[number]
         rungs.append(rung)
-        if self._ladder is None or asked.refit_of is not None:
+        if self._ladder is None or not _trains(asked):
             return True
         self._ladder.reached(number, rungs)
         return self._ladder.goes_on(number, asked.policy.finetune.steps)
@@ -273,7 +273,7 @@ class Search:
         own = parent.policy.finetune, parent.policy.distill
         if parent.policy.finetune.steps:
             return own
-        ways = Counter((one.policy.finetune, one.policy.distill) for one in self._results if _was_trained(one))
+        ways = Counter((one.policy.finetune, one.policy.distill) for one in self._results if _trains(one))
         return ways.most_common(1)[0][0] if ways else own
 
     def _refitted(self) -> int:
@@ -302,7 +302,7 @@ class Search:
         def times_larger(result: TrialResult) -> float:
             return max(parent.metrics.get("macs", 0.0), 1.0) / max(result.metrics.get("macs", 0.0), 1.0)
 
-        trained = [one for one in self._results if one.status is Status.COMPLETE and _was_trained(one)]
+        trained = [one for one in self._results if one.status is Status.COMPLETE and _trains(one)]
         nearest = min(trained, key=lambda result: abs(math.log(times_larger(result))), default=None)
         return 0.0 if nearest is None else _seconds_a_step(nearest) * times_larger(nearest)
 
@@ -362,8 +362,9 @@ class Search:
         if result.refit_of is None:
             self._sampled += 1
             self._last_sampled = max(self._last_sampled, result.number)
-            if self._ladder is not None:
-                self._ladder.reached(result.number, result.rungs)
+        # One without training has reached no rung that another might go on from: the best of them are better there.
+        if self._ladder is not None and _trains(result):
+            self._ladder.reached(result.number, result.rungs)
         front = self._front.add(result)
         before = self._hypervolumes[-1] if self._hypervolumes else 0.0
         self._hypervolumes.append(max(before, front.hypervolume()))
@@ -431,8 +432,9 @@ def _key(trial: Asked | TrialResult) -> str:
     return key if trial.refit_of is None else f"{key}-{trial.refit_of}-{trial.number}"
 
 
-def _was_trained(result: TrialResult) -> bool:
-    return result.refit_of is None and result.policy.finetune.steps > 0
+def _trains(trial: Asked | TrialResult) -> bool:
+    """Whether it is sampled, and fine-tuned."""
+    return trial.refit_of is None and trial.policy.finetune.steps > 0
 
 
 def _seconds_a_step(result: TrialResult) -> float:

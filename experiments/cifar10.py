@@ -7,7 +7,7 @@ The folder, named by the environment variable CIFAR10_DIR, holds ``cifar10_jpeg.
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,7 +27,9 @@ class Cifar10(ClassificationTask):
     """Pictures of shape (3, 32, 32), normalised, in ten classes. 2,000 of the train images are kept for validation."""
 
     def data(self, split: Split) -> tuple[Array, Array]:
-        return _split(split)
+        images, labels = pictures("test" if split == "test" else "train")
+        part = {"train": slice(VALIDATION, None), "validation": slice(VALIDATION), "test": slice(None)}[split]
+        return images[part], labels[part]
 
     def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Mirrors half of the pictures and shifts the whole batch by up to four pixels each way."""
@@ -80,12 +82,10 @@ def required(name: str) -> Path:
 
 
 @cache
-def _split(split: Split) -> tuple[Array, Array]:
+def pictures(of: Literal["train", "test"]) -> tuple[Array, Array]:
+    """All pictures of a half of the file, shape (n, 3, 32, 32), normalised, and their classes (n,), in a fixed random order."""
     with np.load(required("cifar10_jpeg.npz")) as arrays:
-        images, labels = (arrays["test_x"], arrays["test_y"]) if split == "test" else (arrays["train_x"], arrays["train_y"])
-    if split != "test":
-        order = np.random.default_rng(0).permutation(len(images))
-        picked = order[:VALIDATION] if split == "validation" else order[VALIDATION:]
-        images, labels = images[picked], labels[picked]
-    normalised = (images.astype(np.float32) / 255 - MEAN) / STD
-    return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2)), labels.astype(np.int64)
+        images, labels = arrays[f"{of}_x"], arrays[f"{of}_y"]
+    order = np.random.default_rng(0).permutation(len(images))
+    normalised = (images[order].astype(np.float32) / 255 - MEAN) / STD
+    return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2)), labels[order].astype(np.int64)

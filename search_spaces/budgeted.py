@@ -61,13 +61,15 @@ def start(prior: Prior) -> list[dict[str, Any]]:
     Most are for size above all, some for time as well. No two give the same policy.
     """
     neutral = {"sparsity_trade": 1.0} | {f"stage{stage}/sensitivity": 1.0 for stage in (1, 2, 3)}
-    training = {"learning_rate": 1e-3, "distill/temperature": 4.0, "distill/share": 0.6}
+    teacher = {"distill/temperature": 4.0, "distill/share": 0.6}
     found: dict[str, dict[str, Any]] = {}
     for trains, beginnings in ((False, BEGINNINGS), (True, TRAINED_BEGINNINGS)):
-        for budget, weight in beginnings:
+        for place, (budget, weight) in enumerate(beginnings):
             policy = prior.solve(prior.size_at(budget), leaning=Leaning(latency_weight=weight))
-            params = {"size_budget": budget, "latency_weight": weight, "finetune": trains} | neutral | training
-            found.setdefault(policy.key(), params)
+            where = {"size_budget": budget, "latency_weight": weight}
+            # The more was taken away, the higher a rate pays; which one pays here is not known yet.
+            training = {"finetune": trains, "learning_rate": (3e-3, 1e-3)[place % 2]}
+            found.setdefault(policy.key(), where | neutral | training | teacher)
     return list(found.values())
 
 

@@ -42,8 +42,8 @@ def _rounded_nodes(graph: GraphModule, layers: Collection[str]) -> list[Node]:
     for node in graph.graph.nodes:
         if _has_integer_kernel(module_of(node, graph)) and node.target in layers and calls[node.target] == 1:
             rounded[origin(node.args[0], graph)] = None
-            # A linear layer gives floats from the same kernel: whoever wants them rounded, asks for it.
-            if not isinstance(_plain(module_of(node, graph)), nn.Linear):
+            # A linear layer alone gives floats from the same kernel: whoever wants them rounded, asks for it.
+            if not isinstance(_plain(module_of(node, graph)), nn.Linear) or tail(node, graph) is not node:
                 _round_tail(node, graph, rounded)
         elif is_add(node) and all(isinstance(term, Node) and origin(term, graph) in rounded for term in node.args):
             _round_tail(node, graph, rounded)

@@ -30,6 +30,9 @@ from autocompress.student import (
     kind_of,
     per_channel,
 )
+from autocompress.target import MENUS
+
+_INTEGER_BITS = MENUS["onnxruntime"].integer_weight_bits
 
 
 def to_onnx(student: nn.Module, example: Nested) -> onnx.ModelProto:
@@ -185,6 +188,18 @@ class _DynamicLayer(nn.Module):
         return product if self.bias is None else product + self.bias
 
 
+class _NegatedLayer(nn.Module):
+    """A layer of floats that is given inputs of the other sign, as its weights are."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, activation: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(-activation)
+        return outputs
+
+
 def _without_parameters(layer: Plain) -> Plain:
     """The layer's settings alone: its parameters must not be exported."""
     settings = deepcopy(layer)
@@ -260,6 +275,7 @@ def _ranks(graph: GraphModule, example: Nested) -> dict[str, int]:
 def _fold(node: Node, layer: Plain | StudentLayer, graph: GraphModule, *, of_matrices: bool) -> None:
     quantizer = _quantizer_before(node, graph)
     input_scale = None if quantizer is None else _input_scale(node, layer, quantizer, graph)
+    rounded = quantizer is not None and _is_rounded_after(node, graph)
     norm_node = norm_after(node, graph)
     norm = module_of(norm_node, graph)
     called = sum(other.op == "call_module" and other.target == node.target for other in graph.graph.nodes)
@@ -268,7 +284,7 @@ def _fold(node: Node, layer: Plain | StudentLayer, graph: GraphModule, *, of_mat
     elif norm_node is not None:
         norm_node.replace_all_uses_with(node)
         graph.graph.erase_node(norm_node)
-    deployed = _deploy(layer, norm, input_scale, of_matrices=of_matrices, rounded=quantizer is not None)
+    deployed = _deploy(layer, norm, input_scale, of_matrices=of_matrices, rounded=rounded)
     graph.set_submodule(str(node.target), deployed)
 
 
@@ -279,15 +295,21 @@ def _quantizer_before(node: Node, graph: GraphModule) -> _DeployedQuantizer | No
     return quantizer if isinstance(quantizer, _DeployedQuantizer) else None
 
 
-def _input_scale(node: Node, layer: nn.Module, quantizer: _DeployedQuantizer, graph: GraphModule) -> Tensor | None:
-    plain = layer.layer if isinstance(layer, StudentLayer) else layer
-    if isinstance(layer, StudentLayer) and (layer.dynamic or layer.group_size is not None):
+def _input_scale(node: Node, layer: Plain | StudentLayer, quantizer: _DeployedQuantizer, graph: GraphModule) -> Tensor | None:
+    if not isinstance(layer, StudentLayer) or layer.bits is None or layer.bits > _INTEGER_BITS:
+        return None  # it is computed in floats, even between two that are not
+    if layer.dynamic or layer.group_size is not None:
         return None  # it has a kernel of its own; integer kernels know one scale an output
+    plain = layer.layer
     if isinstance(plain, nn.Conv1d | nn.Conv2d) and plain.padding_mode != "zeros":  # the padding would stand between the two
         return None
-    # A convolution with float outputs has no integer kernel: turning its codes into floats at load is faster.
-    rounded = all(isinstance(module_of(user, graph), ActivationQuantizer) for user in tail(node, graph).users)
-    return quantizer.scale if isinstance(plain, nn.Linear) or rounded else None
+    # With float outputs only a linear layer without ReLU has an integer kernel: turning codes into floats at load is faster.
+    has_kernel = isinstance(plain, nn.Linear) and tail(node, graph) is node
+    return quantizer.scale if has_kernel or _is_rounded_after(node, graph) else None
+
+
+def _is_rounded_after(node: Node, graph: GraphModule) -> bool:
+    return all(isinstance(module_of(user, graph), ActivationQuantizer | _DeployedQuantizer) for user in tail(node, graph).users)
 
 
 def _deploy(
@@ -312,15 +334,15 @@ def _deploy(
             input_scale,
             of_matrices=of_matrices,
             group_size=layer.group_size,
-            # Between rounded inputs and outputs ONNX Runtime would round float weights anew, with one scale an output.
-            negated=rounded and layer.group_size is not None,
+            negated=rounded and input_scale is None,
         )
     weight, bias = _norm_folded(layer, norm)
     folded = deepcopy(plain)
-    folded.weight = nn.Parameter(weight)
+    # Float weights between rounded inputs and outputs are rounded to 8 bits by ONNX Runtime, unless the inputs' sign changes.
+    folded.weight = nn.Parameter(-weight if rounded else weight)
     if not isinstance(folded, nn.Embedding):
         folded.register_parameter("bias", None if bias is None else nn.Parameter(bias))
-    return folded
+    return _NegatedLayer(folded) if rounded else folded
 
 
 def _with_room_for_bias(codes: Tensor, scale: Tensor, bias: Tensor | None, input_scale: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.layer import Kind
+from autocompress.target import ActivationRange
 
 # A layer with one weight.
 Plain = (
@@ -183,8 +184,9 @@ class StudentLayer(nn.Module):
 
     `mask` is None or a bool tensor of the weight's shape, False where the weight is zero; `bits` None keeps float
     weights, else `scale` of shape (out,) is the learned step of each output channel, which `axis` of the weight counts.
-    With `group_size`, of linear layers, it is that of each so many inputs of each output, shape (out, groups). `dynamic`, its
-    inputs are rounded to 8 bits by the range of each batch.
+    With `group_size`, of linear layers, it is that of each so many inputs of each output, shape (out, groups). What goes in is
+    rounded to 8 bits by whoever is before it, where `activation_range` is "static", by the range of each batch ("dynamic"), or
+    not at all (None).
     """
 
     mask: Tensor | None
@@ -197,16 +199,20 @@ class StudentLayer(nn.Module):
         bits: int | None = None,
         mask: Tensor | None = None,
         group_size: int | None = None,
-        dynamic: bool = False,
+        activation_range: ActivationRange | None = None,
     ) -> None:
         super().__init__()
         self.layer = layer
         self.axis = channel_axis(layer)
         self.bits = bits
         self.group_size = group_size
-        self.dynamic = dynamic
+        self.activation_range = activation_range
         self.register_buffer("mask", mask)
         self.scale = None if bits is None else nn.Parameter(self.best_scales(self._masked()))
+
+    @property
+    def is_dynamic(self) -> bool:
+        return self.activation_range == "dynamic"
 
     @property
     def weight(self) -> Tensor:
@@ -220,7 +226,7 @@ class StudentLayer(nn.Module):
         weight = self.effective_weight()
         if weight.dim() == 4:
             weight = _laid_out_as(self.layer.weight, weight)
-        return apply_layer(self.layer, rounded_by_its_range(input) if self.dynamic else input, weight, self.bias)
+        return apply_layer(self.layer, rounded_by_its_range(input) if self.is_dynamic else input, weight, self.bias)
 
     def effective_weight(self) -> Tensor:
         """The weight as it acts: masked and rounded. Same shape as `weight`."""

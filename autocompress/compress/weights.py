@@ -26,7 +26,13 @@ def compress_weights(model: nn.Module, layers: Mapping[str, LayerPolicy]) -> Non
             what = "a dynamic activation_range" if dynamic else "group_size"
             raise SurgeryError(f"layer {name!r} is a {type(layer).__name__}: {what} is for linear layers")
         mask = largest_weights(layer.weight, policy.weight_sparsity) if policy.weight_sparsity else None
-        student = StudentLayer(layer, bits=policy.weight_bits, mask=mask, group_size=policy.group_size, dynamic=dynamic)
+        student = StudentLayer(
+            layer,
+            bits=policy.weight_bits,
+            mask=mask,
+            group_size=policy.group_size,
+            activation_range=policy.activation_range if policy.activation_bits else None,
+        )
         for alias in [other for other, module in model.named_modules(remove_duplicate=False) if module is layer]:
             model.set_submodule(alias, student)
 

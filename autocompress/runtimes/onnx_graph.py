@@ -30,9 +30,6 @@ from autocompress.student import (
     kind_of,
     per_channel,
 )
-from autocompress.target import MENUS
-
-_INTEGER_BITS = MENUS["onnxruntime"].integer_weight_bits
 
 
 def to_onnx(student: nn.Module, example: Nested) -> onnx.ModelProto:
@@ -296,10 +293,8 @@ def _quantizer_before(node: Node, graph: GraphModule) -> _DeployedQuantizer | No
 
 
 def _input_scale(node: Node, layer: Plain | StudentLayer, quantizer: _DeployedQuantizer, graph: GraphModule) -> Tensor | None:
-    if not isinstance(layer, StudentLayer) or layer.bits is None or layer.bits > _INTEGER_BITS:
-        return None  # it is computed in floats, even between two that are not
-    if layer.dynamic or layer.group_size is not None:
-        return None  # it has a kernel of its own; integer kernels know one scale an output
+    if not isinstance(layer, StudentLayer) or layer.activation_range != "static":
+        return None  # it is computed in floats, also between two that are not, or has a kernel of its own
     plain = layer.layer
     if isinstance(plain, nn.Conv1d | nn.Conv2d) and plain.padding_mode != "zeros":  # the padding would stand between the two
         return None
@@ -323,7 +318,7 @@ def _deploy(
         if gain is not None:
             codes = codes * per_channel(gain.sign().to(torch.int8), codes, layer.axis)
             scale = scale * per_channel(gain.abs(), scale)
-        if layer.dynamic:
+        if layer.is_dynamic:
             return _DynamicLayer(codes, scale, bias)
         codes, scale = _with_room_for_bias(codes, scale, bias, input_scale)
         return _DeployedLayer(

@@ -56,7 +56,7 @@ def export(student: nn.Module, example: Nested) -> bytes:
     """
     example = nested.each(Tensor.cpu, example)
     if any(
-        isinstance(module, ActivationQuantizer) or (isinstance(module, StudentLayer) and module.dynamic)
+        isinstance(module, ActivationQuantizer) or (isinstance(module, StudentLayer) and module.is_dynamic)
         for module in student.modules()
     ):
         raise ExportError("torch has no integer kernels here: activation_bits must be None")

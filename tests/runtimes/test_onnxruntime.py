@@ -41,7 +41,7 @@ def student_of(task: ToyTask, baseline: Baseline, data: Data, layer: LayerPolicy
     return compress(baseline.model(task), whole, torch.tensor(data["train"][0]))
 
 
-@pytest.mark.parametrize("bits", range(2, TARGET.menu.integer_weight_bits + 1))
+@pytest.mark.parametrize("bits", range(2, 9))
 def test_every_width_runs_in_integer_kernels(
     bits: int, toy_task: ToyTask, toy_baseline: Baseline, toy_data: Data, tmp_path: Path
 ) -> None:
@@ -57,6 +57,8 @@ def test_every_width_runs_in_integer_kernels(
     weights = sum(int(np.prod(layer.weight_shape)) for layer in toy_baseline.layers)
     channels = sum(layer.weight_shape[0] for layer in toy_baseline.layers)
     assert len(file) < weights * bits / 8 + 9 * channels + 3_200
+    if bits > TARGET.menu.integer_weight_bits:  # what comes out depends on the CPU
+        return
     ours, theirs = OnnxSession(file, TARGET)(inputs), student(torch.tensor(inputs)).detach().numpy()
     # Where a value lies between two steps, float and integer arithmetic may round it to different ones.
     assert np.abs(ours - theirs).mean() < 0.02 * theirs.std()
@@ -204,10 +206,10 @@ def test_a_layer_that_is_called_twice_keeps_float_activations() -> None:
     assert parity(Twice(), INTEGER) < 1e-4
 
 
-@pytest.mark.parametrize("middle", [None, LayerPolicy(weight_bits=8), LayerPolicy(weight_sparsity=0.5)])
+@pytest.mark.parametrize("middle", [None, LayerPolicy(weight_bits=4), LayerPolicy(weight_sparsity=0.5)])
 @pytest.mark.parametrize("kernel", ["QLinearConv", "QGemm"])
-def test_float_weights_stay_floats_between_integers(kernel: str, middle: LayerPolicy | None, tmp_path: Path) -> None:
-    """ONNX Runtime would round them to 8 bits by itself, and CPUs without VNNI cannot multiply those by 8-bit inputs."""
+def test_a_layer_of_floats_stays_one_between_integers(kernel: str, middle: LayerPolicy | None, tmp_path: Path) -> None:
+    """A layer computes in what its policy says. ONNX Runtime would round float weights by itself, to 8 bits."""
     if kernel == "QLinearConv":
         convolutions = [nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()]
         network = chain(*convolutions, nn.Flatten())

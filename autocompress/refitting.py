@@ -1,11 +1,14 @@
-"""Which finished trial is most worth further training."""
+"""Which finished trial is most worth further training, how it is trained then, and what that takes."""
 
+import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from autocompress.errors import ExperimentError
 from autocompress.front import ParetoFront, hypervolume, missed
 from autocompress.objective import Limit, Objective
+from autocompress.policy import Distill, Finetune, Policy
 from autocompress.result import Status, TrialResult
 
 # Further training wins back about half of what compression has lost.
@@ -63,6 +66,46 @@ def next_to_refit(
         if volume > most:
             best, most = result, volume
     return best
+
+
+def trains(policy: Policy, refit_of: int | None) -> bool:
+    """Whether a trial is sampled, and fine-tuned."""
+    return refit_of is None and policy.finetune.steps > 0
+
+
+def training_of(parent: TrialResult, results: Sequence[TrialResult]) -> tuple[Finetune, Distill | None]:
+    """How `parent` was trained or, where it was not, most of the others were."""
+    own = parent.policy.finetune, parent.policy.distill
+    if parent.policy.finetune.steps:
+        return own
+    ways = Counter((one.policy.finetune, one.policy.distill) for one in results if trains(one.policy, one.refit_of))
+    return ways.most_common(1)[0][0] if ways else own
+
+
+def trained_steps(parent: TrialResult, results: Sequence[TrialResult]) -> int:
+    """The steps of `parent`. One that was best without any training goes on for as long as the others do."""
+    return parent.policy.finetune.steps or max(one.policy.finetune.steps for one in results if one.refit_of is None)
+
+
+def compute_without_training(parent: TrialResult) -> float:
+    """The worker-seconds in which `parent` was compressed, exported and measured."""
+    return parent.compute - parent.seconds.get("finetune", 0.0)
+
+
+def seconds_a_step(parent: TrialResult, results: Sequence[TrialResult]) -> float:
+    """Of the trial itself; where it has taken none, of the one that is nearest to it in size. 0 when none was trained."""
+
+    def own(result: TrialResult) -> float:
+        return result.seconds.get("finetune", 0.0) / result.policy.finetune.steps
+
+    def times_larger(result: TrialResult) -> float:
+        return max(parent.metrics.get("macs", 0.0), 1.0) / max(result.metrics.get("macs", 0.0), 1.0)
+
+    if parent.policy.finetune.steps:
+        return own(parent)
+    trained = [one for one in results if one.status is Status.COMPLETE and trains(one.policy, one.refit_of)]
+    nearest = min(trained, key=lambda result: abs(math.log(times_larger(result))), default=None)
+    return 0.0 if nearest is None else own(nearest) * times_larger(nearest)
 
 
 def _hoped(result: TrialResult, objectives: Sequence[Objective], baseline: dict[str, float]) -> dict[str, float]:

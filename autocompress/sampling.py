@@ -51,7 +51,7 @@ def rehearse(experiment: Experiment, layers: Layers, prior: "Prior | None") -> N
 def sampler_named(name: str, seed: int, budget: Budget, *, best: Collection[int] = ()) -> BaseSampler:
     """A new sampler, for one trial. TPE goes by the `LATEST` trials that have ended, and the `best`, given by their numbers.
 
-    Of a study with no more trials than that it proposes what Optuna's own would. Raises `UnknownNameError`.
+    Of a study with no more trials than that, and no refits, it proposes what Optuna's own would. Raises `UnknownNameError`.
     """
     match name:
         case "tpe":
@@ -92,11 +92,14 @@ class _LatestTPE(TPESampler):
 
 
 class _Part(optuna.Study):
-    """A study as it is now, of which only the `LATEST` trials that TPE can learn from, the `best` and unfinished ones show."""
+    """A study as it is now, of which only the `LATEST` trials that TPE can learn from, the `best` and unfinished ones show.
+
+    Refits do not: they have the parameters of their trials, but were trained for longer than those say.
+    """
 
     def __init__(self, study: optuna.Study, best: Collection[int]) -> None:
         self.__dict__.update(study.__dict__)
-        trials = study.get_trials(deepcopy=False)
+        trials = [trial for trial in study.get_trials(deepcopy=False) if "refit_of" not in trial.user_attrs]
         ended = [trial.number for trial in trials if trial.state in _LEARNT_FROM]
         shown = {*ended[-LATEST:], *best}
         self._shown = [trial for trial in trials if trial.number in shown or trial.state in _UNFINISHED]

@@ -1,8 +1,7 @@
 """The search: one stored Optuna study that is asked for policies and told what came of them."""
 
-import math
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,15 @@ from autocompress.experiment import Experiment
 from autocompress.front import FrontSoFar, ParetoFront, missed, unusable
 from autocompress.halving import Ladder
 from autocompress.layer import Layers
-from autocompress.policy import Distill, Finetune, Policy
-from autocompress.refitting import next_to_refit
+from autocompress.policy import Policy
+from autocompress.refitting import (
+    compute_without_training,
+    next_to_refit,
+    seconds_a_step,
+    trained_steps,
+    training_of,
+    trains,
+)
 from autocompress.result import Rung, Status, TrialResult
 from autocompress.sampling import SAMPLERS, rehearse, sampled, sampler_named, start_params
 from autocompress.study import STUDY_NAME, open_journal, open_study
@@ -193,7 +199,7 @@ class Search:
         """Takes the next rung of a running trial; False when the trial is to be stopped there."""
         asked, rungs = self._running[number], self._rungs[number]
         rungs.append(rung)
-        if self._ladder is None or not _trains(asked):
+        if self._ladder is None or not trains(asked.policy, asked.refit_of):
             return True
         self._ladder.reached(number, rungs)
         return self._ladder.goes_on(number, asked.policy.finetune.steps)
@@ -258,23 +264,13 @@ class Search:
             parent = found
         else:
             return None
-        # One that was best without any training goes on for as long as the others do.
-        sampled = [result.policy.finetune.steps for result in self._results if result.refit_of is None]
-        trained = parent.policy.finetune.steps or max(sampled)
+        trained = trained_steps(parent, self._results)
         steps = self._affordable(parent, refit.steps or _REFIT_TIMES * trained)
         if steps < max(1, trained // 2):
             return None
-        finetune, distill = self._training_of(parent)
+        finetune, distill = training_of(parent, self._results)
         finetune = finetune.model_copy(update={"steps": steps})
         return self._refit_trial(parent, parent.policy.model_copy(update={"finetune": finetune, "distill": distill}))
-
-    def _training_of(self, parent: TrialResult) -> tuple[Finetune, Distill | None]:
-        """How `parent` was trained or, where it was not, most of the others were."""
-        own = parent.policy.finetune, parent.policy.distill
-        if parent.policy.finetune.steps:
-            return own
-        ways = Counter((one.policy.finetune, one.policy.distill) for one in self._results if _trains(one))
-        return ways.most_common(1)[0][0] if ways else own
 
     def _refitted(self) -> int:
         """How many were refitted since the sampling ended: one that goes on with a larger budget has refits of its own."""
@@ -282,7 +278,7 @@ class Search:
 
     def _affordable(self, parent: TrialResult, steps: int) -> int:
         """So many steps, or as many as there is time left for."""
-        budget, a_step = self._experiment.budget, self._seconds_a_step(parent)
+        budget, a_step = self._experiment.budget, seconds_a_step(parent, self._results)
         left = []
         if budget.minutes is not None:
             left.append(self._began + 60 * budget.minutes - time.monotonic())
@@ -291,20 +287,8 @@ class Search:
             left.append(budget.worker_seconds - self._spent - sum(running) * a_step)
         if not left:
             return steps
-        rest = parent.compute - parent.seconds.get("finetune", 0.0)
+        rest = compute_without_training(parent)
         return min(steps, int(max(0.0, min(left) - rest) / max(a_step, 1e-6)))
-
-    def _seconds_a_step(self, parent: TrialResult) -> float:
-        """Of the trial itself; where it has taken none, of the one that is nearest to it in size."""
-        if parent.policy.finetune.steps:
-            return _seconds_a_step(parent)
-
-        def times_larger(result: TrialResult) -> float:
-            return max(parent.metrics.get("macs", 0.0), 1.0) / max(result.metrics.get("macs", 0.0), 1.0)
-
-        trained = [one for one in self._results if one.status is Status.COMPLETE and _trains(one)]
-        nearest = min(trained, key=lambda result: abs(math.log(times_larger(result))), default=None)
-        return 0.0 if nearest is None else _seconds_a_step(nearest) * times_larger(nearest)
 
     def _refit_trial(self, parent: TrialResult, policy: Policy) -> Trial:
         trials = self._study.get_trials(deepcopy=False)
@@ -363,7 +347,7 @@ class Search:
             self._sampled += 1
             self._last_sampled = max(self._last_sampled, result.number)
         # One without training has reached no rung that another might go on from: the best of them are better there.
-        if self._ladder is not None and _trains(result):
+        if self._ladder is not None and trains(result.policy, result.refit_of):
             self._ladder.reached(result.number, result.rungs)
         front = self._front.add(result)
         before = self._hypervolumes[-1] if self._hypervolumes else 0.0
@@ -430,15 +414,6 @@ def _key(trial: Asked | TrialResult) -> str:
     """What trials that would come to the same share; a refit shares it with none, for its seed is its own."""
     key = trial.policy.key()
     return key if trial.refit_of is None else f"{key}-{trial.refit_of}-{trial.number}"
-
-
-def _trains(trial: Asked | TrialResult) -> bool:
-    """Whether it is sampled, and fine-tuned."""
-    return trial.refit_of is None and trial.policy.finetune.steps > 0
-
-
-def _seconds_a_step(result: TrialResult) -> float:
-    return result.seconds.get("finetune", 0.0) / result.policy.finetune.steps
 
 
 def _check(experiment: Experiment, baseline: dict[str, float]) -> None:

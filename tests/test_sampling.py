@@ -64,6 +64,19 @@ def test_as_long_as_the_latest_are_all_tpe_samples_as_it_always_does() -> None:
     assert len(set(ours)) == 5
 
 
+def test_tpe_learns_nothing_from_refits() -> None:
+    """They have the parameters of their trials, but not the training that those stand for."""
+    without, study = study_of(60), study_of(60)
+    for trial in study.trials[:6:3]:
+        refit = create_trial(
+            params=trial.params, distributions=trial.distributions, values=[-9.0, 9.0], user_attrs={"refit_of": trial.number}
+        )
+        study.add_trial(refit)
+    assert [proposed(study, sampler_named("tpe", 0, BUDGET, best=[60])) for _ in range(2)] == [
+        proposed(without, sampler_named("tpe", 0, BUDGET)) for _ in range(2)
+    ]
+
+
 def test_tpe_goes_by_the_latest_and_the_best_and_by_what_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "LATEST", 12)
     seen = Seen(monkeypatch)

@@ -73,6 +73,33 @@ def test_with_halving_about_a_third_goes_on_and_the_rest_is_pruned(tmp_path: Pat
         assert states[result.number].values is None if stopped else states[result.number].values is not None
 
 
+def test_trials_that_are_trained_are_compared_among_themselves(tmp_path: Path) -> None:
+    """Students that need no training are better than others before it: nothing would ever be trained beside them."""
+
+    def mixed(trial: Any, layers: Any, target: Any) -> Policy:
+        steps = trial.suggest_categorical("steps", [0, 90])
+        share = trial.suggest_float("share", 0.0, 0.8)
+        return Policy(channel_sparsity={group.name: share for group in layers.groups}, finetune=Finetune(steps=steps))
+
+    settings: dict[str, Any] = {"space": mixed, "halving": HALVING, "sampler": "random"}
+    starts = [{"steps": 0, "share": share} for share in (0.0, 0.25, 0.5, 0.75)]
+    starts += [{"steps": 90, "share": share} for share in (0.25, 0.5)]
+
+    def scored(search: Search, number: int) -> bool:
+        asked = asked_of(search)
+        metrics = {name: measured(asked).metrics[name] for name in ("size_bytes", "latency_ms")}
+        trains = asked.policy.finetune.steps > 0
+        rung = Rung(step=0, accuracy=0.5 if trains else 0.89 - number / 1000, metrics=metrics, seconds=1.0)
+        goes_on = search.report(asked.number, rung)
+        search.tell(measured(asked).model_copy(update={"rungs": (rung,)}))
+        return goes_on
+
+    search = searched(tmp_path / "study.log", start=starts, budget=Budget(trials=5), **settings)
+    assert all(scored(search, number) for number in range(5))
+    again = searched(tmp_path / "study.log", search.results, start=starts, budget=Budget(trials=6), **settings)
+    assert scored(again, 5), "after a resume too"
+
+
 def test_without_halving_nothing_is_stopped(tmp_path: Path) -> None:
     results = run(searched(tmp_path / "study.log", budget=Budget(trials=10)))
     assert {result.status for result in results} == {Status.COMPLETE}

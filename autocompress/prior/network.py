@@ -276,9 +276,9 @@ def _filled(inputs: Sequence[int], outputs: Sequence[int], grid: Floats, at_inpu
 
 
 def without_needless_floats(network: Network) -> Network:
-    """The same network, with float activations only where rounding them is dear.
+    """The same network, with float activations only where they are quicker, or rounding them is dear.
 
-    Where it costs more divergence than saving as large a share of the time is worth, at the rate at which halving all
+    Dear is what costs more divergence than saving as large a share of the time is worth, at the rate at which halving all
     widths gives divergence for size.
     """
     parts = network.parts
@@ -287,10 +287,10 @@ def without_needless_floats(network: Network) -> Network:
     total = sum(float(times[part.kernel.argmax()]) for part, times in zip(parts, full, strict=True))
     kept = []
     for part, times in zip(parts, full, strict=True):
-        saved = max(_LEAST_SAVING, float(times[part.kernel.argmin()] - times[part.kernel.argmax()]) / max(total, 1e-12))
-        integer = part.kernel == 1
+        share = float(times[part.kernel.argmin()] - times[part.kernel.argmax()]) / max(total, 1e-12)
+        integer, saved = part.kernel == 1, max(_LEAST_SAVING, share)
         dear = integer.any() and (~integer).any() and part.bits[integer].min() - part.bits[~integer].min() > rate * saved
-        kept.append(part if dear or not integer.any() else part.only(integer))
+        kept.append(part if dear or share < 0 or not integer.any() else part.only(integer))
     return replace(network, parts=tuple(kept))
 
 

@@ -155,7 +155,10 @@ class Weighed:
 
 def _undominated(part: Part, divergence: Floats) -> NDArray[np.bool_]:
     """The rows that no other beats in everything, and those of the first form."""
-    columns = np.stack([divergence, part.fixed, part.each, part.channel, -part.kernel.astype(float)])
+    kernel = part.kernel.astype(float)
+    # Where floats are the quicker ones, at some width, neither kernel beats the other.
+    kernels = [-kernel, kernel] if (part.ms[0] < part.ms[1]).any() else [-kernel]
+    columns = np.stack([divergence, part.fixed, part.each, part.channel, *kernels])
     no_worse = np.all(columns[:, None, :] <= columns[:, :, None], axis=0)  # [row][other]
     better = no_worse & np.any(columns[:, None, :] < columns[:, :, None], axis=0)
     useful: NDArray[np.bool_] = ~np.any(better, axis=1) | part.mildest

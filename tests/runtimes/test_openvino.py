@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from autocompress.errors import ExportError, InputError
 from autocompress.policy import LayerPolicy
 from autocompress.runtimes.openvino import SETTINGS, OpenVinoSession, _core, export
+from autocompress.student import StudentLayer
 from autocompress.target import Target
 from autocompress.testing import toy_student
 
@@ -41,6 +43,21 @@ def test_weights_alone_are_restored_once(layer: LayerPolicy) -> None:
     convolutions = [kind for kind, _ in executed(toy_student(layer))].count("Convolution")
     assert convolutions == 3
     assert not {"Gather", "ScatterElementsUpdate", "CumSum", "NonZero"} & {kind for kind, _ in executed(toy_student(layer))}
+
+
+@pytest.mark.parametrize("how", [LayerPolicy(weight_sparsity=0.5), LayerPolicy(weight_bits=3, activation_bits=8)])
+@pytest.mark.parametrize("name", ["conv1", "head"])
+def test_a_layer_of_zeros_alone_is_loaded(name: str, how: LayerPolicy) -> None:
+    pytest.importorskip("openvino")
+    student = toy_student(how)
+    layer = student.get_submodule(name)
+    assert isinstance(layer, StudentLayer)
+    with torch.no_grad():
+        layer.weight.zero_()
+        images = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        expected = student(images).numpy()
+    given = OpenVinoSession(export(student, EXAMPLE), TARGET)(images.numpy())
+    assert np.abs(given - expected).max() <= 0.02 * np.abs(expected).max()
 
 
 def test_without_openvino_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

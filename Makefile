@@ -1,10 +1,11 @@
 # make demo: installs what is needed into .venv and searches on real MNIST digits.   make test: everything that must hold.
+# make bench-models: searches of four other networks, and their best beside ONNX Runtime's own quantiser; CIFAR10_DIR=... for all.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint install constraints
+.PHONY: demo test bench-models lint install constraints
 
 demo: install
 	$(BIN)/autocompress search experiments/mnist_vgg.py
@@ -18,6 +19,11 @@ test: install
 	nice -n 19 $(BIN)/pytest tests/models >$(VENV)/models.log 2>&1 & zoo=$$!; \
 	$(BIN)/pytest --ignore tests/models; rest=$$?; \
 	wait $$zoo; zoo=$$?; cat $(VENV)/models.log; exit $$((rest + zoo))
+
+# A second call goes on where the first was cut short, and prints what is known.
+bench-models: install
+	$(BIN)/python benchmarks/models.py --folder runs/models
+	for run in vit text vgg16 mobilenetv2; do $(BIN)/python benchmarks/static.py runs/models/$$run; done
 
 install: $(VENV)/installed
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from autocompress import ClassificationTask
 from autocompress.errors import ExperimentError
+from autocompress.fast import fast_precision
 from autocompress.task import Array, Split
 
 MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
@@ -48,18 +49,25 @@ class FromScratch(Cifar10):
         self.epochs = epochs
 
     def train(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
-        """Trains `model` in place by SGD with Nesterov momentum and a one-cycle learning rate, on augmented pictures."""
+        """Trains `model` in place by SGD with Nesterov momentum and a one-cycle learning rate, on augmented pictures.
+
+        In half precision where the hardware is made for it: VGG16 takes half as long then.
+        """
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
         batches = len(inputs) // _BATCH
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=self.epochs * batches)
         # The same values, in five sixths of the time on a CPU.
         laid_out: Any = model.to
         laid_out(memory_format=torch.channels_last)
+        precision = fast_precision(model, inputs[:_BATCH])
         model.train()
         for _ in range(self.epochs):
             for batch in torch.randperm(len(inputs))[: batches * _BATCH].split(_BATCH):
                 optimizer.zero_grad()
-                self.loss(model(self.augment(inputs[batch], torch.default_generator)), targets[batch]).backward()
+                pictures = self.augment(inputs[batch], torch.default_generator)
+                with precision():
+                    logits = model(pictures)
+                self.loss(logits.float(), targets[batch]).backward()
                 optimizer.step()
                 schedule.step()
         laid_out(memory_format=torch.contiguous_format)

@@ -9,6 +9,7 @@ that a 3-bit or a sparse layer runs in the same integer kernel as an 8-bit one. 
     5, 3     INT4 or INT2 * 2 + bit plane
     7        INT4 * 8 + UINT2 * 2 + bit plane
     sparse   bit plane of the places that are not zero, and the other values in any form above
+    zeros    their shape alone
 
 For runtimes without 2-bit tensors and bitwise operators both kinds of planes are looked up in a table, four bits at a time.
 """
@@ -253,6 +254,11 @@ def _bits(writer: _Writer, flags: Codes, kind: int) -> str:
 
 def _sparse(writer: _Writer, content: Codes, bits: int | None, output: str) -> None:
     flat = content.ravel()
+    if not flat.any():  # OpenVINO refuses to scatter nothing
+        zero = numpy_helper.from_array(np.zeros(1, dtype=content.dtype))
+        shape = writer.constant(np.array(content.shape, dtype=np.int64))
+        writer.call("ConstantOfShape", shape, output=output, value=zero)
+        return
     values, present = flat[flat != 0], _bits(writer, flat != 0, TensorProto.INT32)
     if writer.lookup:
         restored = _scattered(writer, values, bits, present, flat.size)

@@ -1,5 +1,6 @@
 """Exported graphs that are used again: torch's exporter takes seconds for networks that differ in their numbers alone."""
 
+import operator
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from autocompress import nested
@@ -44,11 +45,13 @@ class _Template:
     """An exported graph with the tensors of the network left empty.
 
     `holes` are their names; torch stores equal tensors once: `twins` has the names of such, each with the hole it is in.
+    `turned` has the names of tensors that are matrices of the network with rows for columns, and of these.
     """
 
     graph: onnx.ModelProto
     holes: frozenset[str]
     twins: frozenset[tuple[str, str]]
+    turned: frozenset[tuple[str, str]]
 
     def suits(self, arrays: Arrays) -> bool:
         return all(np.array_equal(arrays[one], arrays[other]) for one, other in self.twins)
@@ -56,9 +59,11 @@ class _Template:
     def filled(self, arrays: Arrays) -> onnx.ModelProto:
         model = onnx.ModelProto()
         model.CopyFrom(self.graph)
+        contents = {name: arrays[name] for name in self.holes}
+        contents |= {name: np.ascontiguousarray(arrays[matrix].T) for name, matrix in self.turned}
         for tensor in model.graph.initializer:
-            if tensor.name in self.holes:
-                tensor.CopyFrom(numpy_helper.from_array(arrays[tensor.name], tensor.name))
+            if tensor.name in contents:
+                tensor.CopyFrom(numpy_helper.from_array(contents[tensor.name], tensor.name))
         return model
 
 
@@ -68,7 +73,7 @@ _templates: OrderedDict[Hashable, _Template] = OrderedDict()
 def from_template(model: nn.Module, example: Nested) -> onnx.ModelProto | None:
     """What torch would export of `model`, made of a graph that was exported before; None when there is none.
 
-    Only of a network as a graph (`torch.fx`) whose tensors are used by modules alone. `example` is a batch (n, ...).
+    Only of a network as a graph (`torch.fx`) that makes nothing of its own tensors alone. `example` is a batch (n, ...).
     """
     arrays = _arrays(model)
     for key in _keys(model, arrays, example):
@@ -103,28 +108,38 @@ def _says_no_width(graph: onnx.GraphProto) -> bool:
 
 
 def _template(arrays: Arrays, exported: onnx.ModelProto) -> _Template | None:
-    """None when a tensor of the network is not in the graph as it is."""
+    """None when a tensor of the network is in the graph neither as it is nor with rows for columns."""
     graph = onnx.ModelProto()
     graph.CopyFrom(exported)
     del graph.graph.initializer[:]
     holes: set[str] = set()
+    turned: dict[str, str] = {}
     for tensor in exported.graph.initializer:
         content = numpy_helper.to_array(tensor)
         if tensor.name in arrays and np.array_equal(content, arrays[tensor.name]):
             holes.add(tensor.name)
+            graph.graph.initializer.append(onnx.TensorProto(name=tensor.name))
+        elif (matrix := _turned(content, arrays)) is not None:
+            turned[tensor.name] = matrix
             graph.graph.initializer.append(onnx.TensorProto(name=tensor.name))
         elif content.size == 1 or (content.dtype == np.int64 and content.size <= _LARGEST_CONSTANT):
             graph.graph.initializer.append(tensor)
         else:  # it may be made of the network's weights
             return None
     twins = set()
-    for name in arrays.keys() - holes:
+    for name in arrays.keys() - holes - set(turned.values()):
         array = arrays[name]
         twin = next((hole for hole in sorted(holes) if _equal(arrays[hole], array)), None)
         if twin is None:
             return None
         twins.add((name, twin))
-    return _Template(graph, frozenset(holes), frozenset(twins))
+    return _Template(graph, frozenset(holes), frozenset(twins), frozenset(turned.items()))
+
+
+def _turned(content: NDArray[Any], arrays: Arrays) -> str | None:
+    """The one matrix of the network that is `content` with rows for columns; None when there is none, or several."""
+    found = [name for name, array in arrays.items() if array.ndim == 2 and array.size > 1 and _equal(array.T, content)]
+    return found[0] if len(found) == 1 else None
 
 
 def _equal(one: NDArray[Any], other: NDArray[Any]) -> bool:
@@ -132,8 +147,8 @@ def _equal(one: NDArray[Any], other: NDArray[Any]) -> bool:
 
 
 def _arrays(model: nn.Module) -> Arrays:
-    """The tensors of the modules that the network calls."""
-    return {
+    """The tensors of the modules that the network calls, and its own."""
+    return _own_arrays(model) | {
         f"{name}.{own}": tensor.detach().cpu().numpy()
         for name in _called(model)
         for own, tensor in model.get_submodule(name).state_dict().items()
@@ -141,9 +156,24 @@ def _arrays(model: nn.Module) -> Arrays:
     }
 
 
+def _own_arrays(model: nn.Module) -> Arrays:
+    """What the graph reads without a module around it, such as the class token of a transformer."""
+    if not isinstance(model, GraphModule):
+        return {}
+    read = {str(node.target) for node in model.graph.nodes if node.op == "get_attr"}
+    tensors = {name: operator.attrgetter(name)(model) for name in read}
+    return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+
+
 def _called(model: nn.Module) -> list[str]:
-    """The modules that a network calls, as a graph whose tensors are used by its modules alone; of others none."""
-    if not isinstance(model, GraphModule) or any(node.op == "get_attr" for node in model.graph.nodes):
+    """The modules that a network calls, as a graph; none when it makes something of its own tensors alone.
+
+    torch computes that once, and what stands in the graph then is of these tensors.
+    """
+    if not isinstance(model, GraphModule):
+        return []
+    own = [node for node in model.graph.nodes if node.op == "get_attr"]
+    if any(all(given.op == "get_attr" for given in user.all_input_nodes) for node in own for user in node.users):
         return []
     return list(dict.fromkeys(str(node.target) for node in model.graph.nodes if node.op == "call_module"))
 
@@ -158,7 +188,7 @@ def _keys(model: nn.Module, arrays: Arrays, example: Nested) -> Iterator[Hashabl
     kinds = tuple((name, array.dtype.str, array.ndim) for name, array in sorted(arrays.items()))
     outside = tuple((name, part.shape[1:], part.dtype) for name, part in nested.named(example, "").items())
     yield model.code, settings, kinds, outside, tuple(array.shape for _, array in sorted(arrays.items()))
-    if _reads_no_width(model):
+    if _reads_no_width(model) and not _own_arrays(model):
         # The graph says what goes out too.
         ends = tuple(array.shape[:1] for name, array in sorted(arrays.items()) if name.startswith(f"{called[-1]}."))
         yield model.code, settings, kinds, outside, ends

@@ -7,8 +7,9 @@ takes more bytes: it tells of each operation in a few hundred characters of XML.
 from functools import cache
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 from torch import nn
 
 from autocompress import nested
@@ -29,6 +30,8 @@ SETTINGS = {
     "ENABLE_CPU_PINNING": False,
 }
 
+_LOWEST = "lowest"
+
 USAGE = f"""\
 import numpy as np
 import openvino
@@ -46,9 +49,8 @@ def export(student: nn.Module, example: Nested) -> bytes:
     Raises `ExportError`; `InputError` where OpenVINO is not installed.
     """
     _core()
-    content: bytes = pack(
-        _without_groups_at_run_time(_scaled_when_found(to_onnx(student, example))), lookup=True
-    ).SerializeToString()
+    graph = _with_biases_of_patches(_without_groups_at_run_time(_scaled_when_found(to_onnx(student, example))))
+    content: bytes = pack(graph, lookup=True).SerializeToString()
     return content
 
 
@@ -117,6 +119,35 @@ def _without_groups_at_run_time(model: onnx.ModelProto) -> onnx.ModelProto:
             graph.node.append(helper.make_node("Cast", [node.input[0]], [wide], to=onnx.TensorProto.INT32))
             node.input[0] = wide
         graph.node.append(node)
+    return model
+
+
+def _with_biases_of_patches(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Between a convolution and its rounding to integers that are reshaped next stands a Max that changes nothing.
+
+    OpenVINO would make the bias a part of the rounding, and lose it there.
+    """
+    graph = model.graph
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        graph.node.append(node)
+        rounded = [user for user in users.get(node.output[0], []) if user.op_type == "QuantizeLinear"]
+        floats = [user for one in rounded for user in users[one.output[0]] if user.op_type == "DequantizeLinear"]
+        reshaped = any(user.op_type == "Reshape" for one in floats for user in users[one.output[0]])
+        if node.op_type != "Conv" or not reshaped:
+            continue
+        if _LOWEST not in users:
+            users[_LOWEST] = []
+            graph.initializer.append(numpy_helper.from_array(np.array(np.finfo(np.float32).min), _LOWEST))
+        given = f"{node.output[0]}_with_bias"
+        graph.node.append(helper.make_node("Max", [node.output[0], _LOWEST], [given]))
+        for one in rounded:
+            one.input[0] = given
     return model
 
 

@@ -1,6 +1,7 @@
 """Packed weights: as small as promised, restored bit for bit, folded away when the file is loaded."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -77,6 +78,16 @@ def test_sparse_floats_too(tmp_path: Path) -> None:
     weight[np.abs(weight) < 1.5] = 0
     packed = pack(holder(weight))
     assert len(packed.SerializeToString()) <= weight.size / 8 + 4 * int((weight != 0).sum()) + 700
+    assert np.array_equal(restored(packed), weight)
+    assert folded_nodes(packed, tmp_path) == ["Mul"]
+
+
+@pytest.mark.parametrize("lookup", [False, True])
+@pytest.mark.parametrize("kind", [np.int8, np.float32])
+def test_nothing_but_zeros_is_stored_as_its_shape(kind: type[Any], lookup: bool, tmp_path: Path) -> None:
+    weight: NDArray[Any] = np.zeros((64, 32, 3, 3), dtype=kind)
+    packed = pack(holder(weight), lookup=lookup)
+    assert len(packed.SerializeToString()) <= 200
     assert np.array_equal(restored(packed), weight)
     assert folded_nodes(packed, tmp_path) == ["Mul"]
 

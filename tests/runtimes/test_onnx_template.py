@@ -166,3 +166,34 @@ def test_scalars_that_were_equal_by_chance_are_told_apart(exports: Exports) -> N
     files = [export(Leaf(*gains).eval(), example) for gains in ((2.0, 2.0), (2.0, 3.0), (2.0, 2.0))]
     assert files[0] == files[2] != files[1]
     assert exports
+
+
+class Tokens(nn.Module):
+    """A class token before the rows, and places added to them; with `made`, they are multiplied by a number first."""
+
+    def __init__(self, seed: int, *, made: bool) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.made = made
+        self.token, self.places = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(17, 8))
+        self.linear, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(rows.shape[0], -1, -1), rows], 1)
+        x = x + (self.places * self.places.mean() if self.made else self.places)
+        out: Tensor = self.head(torch.relu(self.linear(x)).mean(1))
+        return out
+
+
+@pytest.mark.parametrize(("made", "graphs"), [(False, 1), (True, 3)])
+def test_a_network_may_add_tensors_of_its_own_but_make_nothing_of_them_alone(made: bool, graphs: int, exports: Exports) -> None:
+    example = torch.randn(4, 16, 8)
+    for seed in range(3):
+        model = Tokens(seed, made=made).eval()
+        ours = OnnxSession(export(model, example), Target())(example.numpy())
+        np.testing.assert_allclose(ours, model(example).detach(), atol=1e-5)
+    assert len(exports) == graphs
+    if graphs == 1:
+        file = export(model, example)
+        onnx_template._templates.clear()
+        assert export(model, example) == file

@@ -3,13 +3,16 @@
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from autocompress.compress import compress
 from autocompress.errors import ExportError, InputError
-from autocompress.policy import LayerPolicy
+from autocompress.policy import LayerPolicy, Policy
 from autocompress.runtimes.openvino import SETTINGS, OpenVinoSession, _core, export
+from autocompress.student import StudentLayer
 from autocompress.target import Target
 from autocompress.testing import toy_student
 
@@ -41,6 +44,49 @@ def test_weights_alone_are_restored_once(layer: LayerPolicy) -> None:
     convolutions = [kind for kind, _ in executed(toy_student(layer))].count("Convolution")
     assert convolutions == 3
     assert not {"Gather", "ScatterElementsUpdate", "CumSum", "NonZero"} & {kind for kind, _ in executed(toy_student(layer))}
+
+
+@pytest.mark.parametrize("how", [LayerPolicy(weight_sparsity=0.5), LayerPolicy(weight_bits=3, activation_bits=8)])
+@pytest.mark.parametrize("name", ["conv1", "head"])
+def test_a_layer_of_zeros_alone_is_loaded(name: str, how: LayerPolicy) -> None:
+    pytest.importorskip("openvino")
+    student = toy_student(how)
+    layer = student.get_submodule(name)
+    assert isinstance(layer, StudentLayer)
+    with torch.no_grad():
+        layer.weight.zero_()
+        images = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        expected = student(images).numpy()
+    given = OpenVinoSession(export(student, EXAMPLE), TARGET)(images.numpy())
+    assert np.abs(given - expected).max() <= 0.02 * np.abs(expected).max()
+
+
+class Patches(nn.Module):
+    """The beginning of a vision transformer, whose convolution has outputs of either sign and a bias of some weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches = nn.Conv2d(1, 16, 4, stride=4)
+        self.class_token = nn.Parameter(torch.randn(1, 1, 16))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        first = self.class_token.expand(tokens.shape[0], -1, -1)
+        outputs: Tensor = self.head(torch.cat([first, tokens], 1))
+        return outputs
+
+
+def test_the_bias_of_patches_is_kept() -> None:
+    pytest.importorskip("openvino")
+    images = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    policy = Policy(layers={"patches": LayerPolicy(weight_bits=4, activation_bits=8)})
+    student = compress(Patches().eval(), policy, images)
+    with torch.no_grad():
+        expected = student(images).numpy()
+    given = OpenVinoSession(export(student, images[:4]), TARGET)(images.numpy())
+    assert np.abs(given - expected).max() <= 0.02 * np.abs(expected).max()
 
 
 def test_without_openvino_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

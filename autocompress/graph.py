@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node, Tracer
+from torch.fx.node import map_arg
 
 from autocompress.nested import Nested
 from autocompress.student import ActivationQuantizer, StudentLayer, kind_of
@@ -121,6 +122,27 @@ def tail(node: Node, graph: GraphModule) -> Node:
     node = norm_after(node, graph) or node
     users = list(node.users)
     return users[0] if len(users) == 1 and _is(users[0], graph, _CLIP, _CLIP_CALLS) else node
+
+
+def settle_attributes(graph: GraphModule) -> None:
+    """Answers what the network asks of its parameters' types and shapes, ``x.to(self.conv.weight.dtype)``, once and for all.
+
+    Whatever takes the place of a layer may have no such parameter.
+    """
+    for node in list(graph.graph.nodes):
+        asked = node.args[0] if node.target is getattr and node.args else None
+        if isinstance(asked, Node) and asked.op == "get_attr" and node.args[1] in ("dtype", "shape"):
+            answer = getattr(operator.attrgetter(str(asked.target))(graph), node.args[1])
+            for user in list(node.users):
+                user.args, user.kwargs = (_replaced(given, node, answer) for given in (user.args, user.kwargs))
+            graph.graph.erase_node(node)
+            if not asked.users:
+                graph.graph.erase_node(asked)
+    graph.recompile()
+
+
+def _replaced(given: Any, node: Node, value: Any) -> Any:
+    return map_arg(given, lambda other: value if other is node else other)
 
 
 def is_output(node: Node, graph: GraphModule) -> bool:

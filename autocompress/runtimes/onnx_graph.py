@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import onnx
 import torch
@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 
 from autocompress import nested
 from autocompress.errors import ExportError
-from autocompress.graph import BatchNorm, module_of, norm_after, origin, tail, trace
+from autocompress.graph import BatchNorm, module_of, norm_after, origin, settle_attributes, tail, trace
 from autocompress.nested import Nested
 from autocompress.runtimes.onnx_slim import LOADED_CODES, flatten_any_width, floats_at_load, slim
 from autocompress.runtimes.onnx_template import from_template, keep_template
@@ -29,6 +29,7 @@ from autocompress.student import (
     channel_axis,
     kind_of,
     per_channel,
+    per_group,
 )
 
 
@@ -143,6 +144,15 @@ class _DeployedLayer(nn.Module):
             self.register_buffer("zero_point", torch.zeros(len(scale), dtype=torch.int8))
         self.register_buffer("bias", bias)
 
+    @property
+    def weight(self) -> Tensor:
+        """What the user's forward reads who asks a layer for its weight: of which type it is, say."""
+        codes = self.get_buffer("codes" if self.integer else LOADED_CODES)
+        floats = -codes.float() if self.negated else codes.float()
+        if self.group_size is not None:
+            return floats * per_group(self.scale, self.group_size, codes.shape[1])
+        return floats * per_channel(self.scale, codes, self.axis)
+
     def forward(self, activation: Tensor) -> Tensor:
         codes = self.get_buffer("codes" if self.integer else LOADED_CODES)
         inputs = [codes, self.scale, *([self.zero_point] if self.integer and self.is_linear else [])]
@@ -171,6 +181,10 @@ class _DynamicLayer(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
 
+    @property
+    def weight(self) -> Tensor:
+        return (self.codes.float() * self.scale).T
+
     def forward(self, activation: Tensor) -> Tensor:
         rounded, step, zero_point = torch.onnx.ops.symbolic_multi_out(
             "DynamicQuantizeLinear",
@@ -191,6 +205,10 @@ class _NegatedLayer(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
+
+    @property
+    def weight(self) -> Tensor:
+        return -cast(Tensor, self.layer.weight)
 
     def forward(self, activation: Tensor) -> Tensor:
         outputs: Tensor = self.layer(-activation)
@@ -218,6 +236,7 @@ def _deployed(student: nn.Module, example: Nested) -> nn.Module:
             if isinstance(module, StudentLayer):
                 student.set_submodule(name, _deploy(module, None, None, of_matrices=False, rounded=False))
         return student
+    settle_attributes(graph)
     for node in graph.graph.nodes:
         if node.target is nn.functional.scaled_dot_product_attention:
             node.target = _written_out

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_unflatten
 
 from autocompress import nested
 from autocompress.errors import ExportError
-from autocompress.graph import BatchNorm, module_of, norm_after, trace
+from autocompress.graph import BatchNorm, module_of, norm_after, settle_attributes, trace
 from autocompress.nested import Nested
 from autocompress.runtimes.slot import INPUT, Slot, by_slot
 from autocompress.student import (
@@ -122,9 +122,10 @@ class _DeployedLayer(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach())
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return apply_layer(self.layer, inputs, self._weight(), self.bias)
+        return apply_layer(self.layer, inputs, self.weight, self.bias)
 
-    def _weight(self) -> Tensor:
+    @property
+    def weight(self) -> Tensor:
         if self.codes is None:
             return self.factor
         if self.group_size is None:
@@ -139,6 +140,7 @@ def _deployed(student: nn.Module, example: Nested) -> nn.Module:
             if isinstance(module, StudentLayer):
                 student.set_submodule(name, _deploy(module, None))
         return student
+    settle_attributes(graph)
     for node in list(graph.graph.nodes):
         module = module_of(node, graph)
         if not (isinstance(module, StudentLayer) or (isinstance(module, Plain) and kind_of(module) is not None)):

@@ -192,8 +192,8 @@ class CostTable(Noun):
 
     A policy takes ``intercept_ms + slope * (sum over layers) + (borders between floats and integers)`` and ``rest_bytes +
     (sum over layers)``; intercept, slope, borders and rest are fitted to whole measured policies. Where integer layers
-    have a slope of their own, their `int8_ms` have been multiplied by its ratio to the other, and those of the first layer
-    include what it takes to round the inputs of the network for it. `seconds` is how long it took to measure.
+    have a slope of their own, their `int8_ms` have been multiplied by its ratio to the other. `seconds` is how long it
+    took to measure.
     """
 
     version: Literal[1] = 1

@@ -215,10 +215,7 @@ def made_points(table: CostTable, layers: Layers, count: int, *, noise: float = 
 
 
 def made_truth(layers: Layers) -> tuple[tuple[LayerCosts, ...], tuple[Use, ...], CostTable]:
-    """Costs of single layers, and the table that is to be found.
-
-    Integers are slower than measured alone, the first layer by 0.03 ms besides; there are borders, and an intercept.
-    """
+    """Costs of single layers, and the table that is to be found: integers slower than measured alone, borders, an intercept."""
     alone = tuple(
         LayerCosts(**dict(layer) | {"codes": {"layer": 0, "channel": 8}, "integer": {"layer": 0, "channel": 8}})
         for layer in made_costs(layers, Target()).layers
@@ -234,11 +231,11 @@ def made_truth(layers: Layers) -> tuple[tuple[LayerCosts, ...], tuple[Use, ...],
             | {
                 "codes": {"layer": 90, "channel": 8},
                 "integer": {"layer": 210, "channel": 8},
-                "int8_ms": tuple(tuple(1.5 * ms + (0.03 / 0.8) * (place == 0) for ms in row) for row in layer.int8_ms),
+                "int8_ms": tuple(tuple(1.5 * ms for ms in row) for row in layer.int8_ms),
                 "border_ms": border[layer.name],
             }
         )
-        for place, layer in enumerate(alone)
+        for layer in alone
     )
     made = dict(made_costs(layers, Target())) | {"layers": whole, "slope": 0.8, "intercept_ms": 0.07, "rest_bytes": 1234.0}
     return alone, found, CostTable(**made)

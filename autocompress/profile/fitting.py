@@ -50,21 +50,20 @@ def fit(costs: Sequence[LayerCosts], found: Sequence[Use], points: Sequence[Poin
     sizes = np.array([point.size_bytes for point in points])
     nodes = np.array([[1.0, one.codes, one.integers] for one in sums])
     rest_bytes, of_codes, of_integers = _size_coefficients(nodes, sizes, known)
-    terms = np.array([[1.0, one.float_ms, one.int8_ms, one.border, one.first] for one in sums])
+    terms = np.array([[1.0, one.float_ms, one.int8_ms, one.border] for one in sums])
     times = np.array([point.latency_ms for point in points])
-    intercept, slope, integer_slope, border, first = _time_coefficients(terms, times)
-    beside = [first / slope, *[0.0] * (len(costs) - 1)]
+    intercept, slope, integer_slope, border = _time_coefficients(terms, times)
     filled = tuple(
         LayerCosts(
             **dict(layer)
             | {
                 "codes": Beside(layer=of_codes, channel=layer.codes.channel),
                 "integer": Beside(layer=of_integers, channel=layer.integer.channel),
-                "int8_ms": tuple(tuple(ms * (integer_slope / slope) + more for ms in row) for row in layer.int8_ms),
+                "int8_ms": tuple(tuple(ms * (integer_slope / slope) for ms in row) for row in layer.int8_ms),
                 "border_ms": border * numbers[layer.name],
             }
         )
-        for layer, more in zip(costs, beside, strict=True)
+        for layer in costs
     )
     return Fitted(
         layers=filled,
@@ -88,9 +87,8 @@ def fit(costs: Sequence[LayerCosts], found: Sequence[Use], points: Sequence[Poin
 class _Sums:
     """What the layers of a policy sum up to.
 
-    Bytes without nodes, layers of codes, layers in integers, milliseconds of float and of integer layers, numbers that
-    change their form between two layers, and 1 when the first layer is an integer one: the inputs of the network are rounded,
-    and laid out, for it.
+    Bytes without nodes, layers of codes, layers in integers, milliseconds of float and of integer layers, and numbers
+    that change their form between two layers.
     """
 
     bytes: float
@@ -99,7 +97,6 @@ class _Sums:
     float_ms: float
     int8_ms: float
     border: float
-    first: float
 
 
 def _sums(point: Point, costs: Sequence[LayerCosts], numbers: dict[str, int], layers: Layers, menu: Menu) -> _Sums:
@@ -115,7 +112,6 @@ def _sums(point: Point, costs: Sequence[LayerCosts], numbers: dict[str, int], la
         float_ms=sum(one for one, whole in zip(ms, integer, strict=True) if not whole),
         int8_ms=sum(one for one, whole in zip(ms, integer, strict=True) if whole),
         border=sum(count for count, (before, after) in zip(passed, pairwise(integer), strict=False) if before != after),
-        first=float(integer[0]),
     )
 
 
@@ -125,7 +121,7 @@ def _size_coefficients(nodes: Floats, sizes: Floats, known: Floats) -> Floats:
 
 
 def _time_coefficients(terms: Floats, times: Floats) -> Floats:
-    """Intercept, slopes of float and of integer layers, milliseconds for each number that changes its form, and of inputs."""
+    """Intercept, slope of float layers, slope of integer layers, and milliseconds for each number that changes its form."""
     if len(times) >= _POINTS_FOR_ALL and terms[:, 2].any():
         own = _robust(terms, times, times)
         if own[1] > 0 and own[2] > 0:
@@ -136,7 +132,7 @@ def _time_coefficients(terms: Floats, times: Floats) -> Floats:
         intercept, slope = 0.0, float(np.median(times / layers))
     elif slope == 0:  # too fast to be told from nothing
         slope = 1.0
-    return np.array([intercept, slope, slope, 0.0, 0.0])
+    return np.array([intercept, slope, slope, 0.0])
 
 
 def _robust(features: Floats, values: Floats, scale: Floats) -> Floats:

@@ -1,8 +1,8 @@
 """A few coefficients, of which the prior makes a policy for every layer: each fits the limits before it is trained.
 
-`size_budget` is a size, from 0 (the largest worth searching) to 1 (the smallest) on a logarithmic scale, `latency_budget` a
-time in the same way. The policy is the one of least summed divergence for that size and that time, leaning as the others
-say: `sparsity_trade` makes removed channels and zeros dearer (above 1) or cheaper than bits, ``stage1/sensitivity`` to
+`size_budget` is a size, from 0 (the largest worth searching) to 1 (the smallest) on a logarithmic scale. The policy is the
+one of least summed divergence for that size, leaning as the others say: `latency_weight` is what time counts against
+size, `sparsity_trade` makes removed channels and zeros dearer (above 1) or cheaper than bits, ``stage1/sensitivity`` to
 ``stage3/sensitivity`` make the first, second and last third of the network more sensitive than it was measured to be.
 `finetune` says whether the repaired student is trained at all, `learning_rate`, ``distill/temperature`` and ``distill/share``
 how. In all 10 parameters, with several `steps` 11.
@@ -30,9 +30,9 @@ STEPS = 200
 def space(trial: BaseTrial, layers: Layers, target: Target, prior: Prior, *, steps: int | Sequence[int] = STEPS) -> Policy:
     if (prior.layers, prior.target) != (layers, target):
         raise InputError("the prior was made for another network or target")
-    size = prior.size_at(trial.suggest_float("size_budget", 0.0, 1.0))
-    ms = prior.time_at(trial.suggest_float("latency_budget", 0.0, 1.0))
+    budget = trial.suggest_float("size_budget", 0.0, 1.0)
     leaning = Leaning(
+        latency_weight=trial.suggest_float("latency_weight", 0.0, 1.0),
         sparsity_trade=trial.suggest_float("sparsity_trade", 0.25, 4.0, log=True),
         stages=(_suggest_sensitivity(trial, 1), _suggest_sensitivity(trial, 2), _suggest_sensitivity(trial, 3)),
     )
@@ -46,7 +46,7 @@ def space(trial: BaseTrial, layers: Layers, target: Target, prior: Prior, *, ste
         temperature=trial.suggest_float("distill/temperature", 1.0, 10.0, log=True),
         share=trial.suggest_float("distill/share", 0.0, 0.9),
     )
-    policy = prior.solve(size, ms, leaning=leaning)
+    policy = prior.solve(prior.size_at(budget), leaning=leaning)
     return policy.model_copy(update={"finetune": finetune, "distill": distill})
 
 
@@ -58,15 +58,15 @@ def make(*, steps: int | Sequence[int] = STEPS) -> Space:
 def start(prior: Prior) -> list[dict[str, Any]]:
     """Sets of parameters along the front: up to twelve without fine-tuning, then up to four others with it.
 
-    No two give the same policy.
+    Most are for size above all, some for time as well. No two give the same policy.
     """
     neutral = {"sparsity_trade": 1.0} | {f"stage{stage}/sensitivity": 1.0 for stage in (1, 2, 3)}
     teacher = {"distill/temperature": 4.0, "distill/share": 0.6}
     found: dict[str, dict[str, Any]] = {}
     for trains, beginnings in ((False, BEGINNINGS), (True, TRAINED_BEGINNINGS)):
-        for place, (size, time) in enumerate(beginnings):
-            policy = prior.solve(prior.size_at(size), prior.time_at(time))
-            where = {"size_budget": size, "latency_budget": time}
+        for place, (budget, weight) in enumerate(beginnings):
+            policy = prior.solve(prior.size_at(budget), leaning=Leaning(latency_weight=weight))
+            where = {"size_budget": budget, "latency_weight": weight}
             # The more was taken away, the higher a rate pays; which one pays here is not known yet.
             training = {"finetune": trains, "learning_rate": (3e-3, 1e-3)[place % 2]}
             found.setdefault(policy.key(), where | neutral | training | teacher)

@@ -3,7 +3,6 @@
 import pickle
 from collections.abc import Callable
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 
 import optuna
@@ -94,11 +93,11 @@ def test_the_parameters_alone_give_the_policy_again() -> None:
 
 def test_every_parameter_changes_the_policy() -> None:
     prior = made("resnet20")
-    (start, *_) = [params for params in budgeted.start(prior) if params["size_budget"] == 0.75]
+    (start, *_) = [params for params in budgeted.start(prior) if params["size_budget"] == 0.55]
     policy = budgeted.space(FixedTrial(start), prior.layers, prior.target, prior)
     others = {
         "size_budget": 0.6,
-        "latency_budget": 1.0,
+        "latency_weight": 1.0,
         "sparsity_trade": 4.0,
         "stage1/sensitivity": 2.0,
         "stage2/sensitivity": 2.0,
@@ -114,21 +113,15 @@ def test_every_parameter_changes_the_policy() -> None:
         assert changed.key() != policy.key(), name
 
 
-@pytest.mark.parametrize("other", [0.0, 0.4])
-def test_a_larger_position_is_a_smaller_or_a_quicker_file(other: float) -> None:
+def test_a_larger_size_budget_position_is_a_smaller_file() -> None:
     prior = made("resnet20")
     start = budgeted.start(prior)[0]
-
-    def along(scale: str, beside: str, figure: Callable[[Policy], float]) -> list[float]:
-        trials = [FixedTrial(start | {scale: position, beside: other}) for position in (0.0, 0.25, 0.5, 0.75, 1.0)]
-        return [figure(budgeted.space(trial, prior.layers, prior.target, prior)) for trial in trials]
-
-    sizes = along("size_budget", "latency_budget", prior.size_bytes)
+    sizes = []
+    for position in (0.0, 0.25, 0.5, 0.75, 1.0):
+        trial = FixedTrial(start | {"size_budget": position})
+        sizes.append(prior.size_bytes(budgeted.space(trial, prior.layers, prior.target, prior)))
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] > (4 if other == 0 else 2) * sizes[-1]
-    times = along("latency_budget", "size_budget", prior.latency_ms)
-    assert all(later <= earlier * 1.001 for earlier, later in pairwise(times))
-    assert times[-1] < 0.8 * times[0]
+    assert sizes[0] > 4 * sizes[-1]
 
 
 def test_steps_are_fixed_or_chosen() -> None:

@@ -118,21 +118,9 @@ def test_a_layer_that_is_quicker_in_floats_gets_them_when_time_counts() -> None:
     slower = tuple(tuple(ms + 0.1 for ms in row) for row in first.float_ms)
     slow = LayerCosts(**dict(first) | {"int8_ms": slower})
     prior = Prior(vgg(), TARGET, made_sensitivity(vgg(), MENU), CostTable(**dict(costs) | {"layers": (slow, *others)}))
-    policy = prior.solve(latency_ms=prior.time_at(0.8))
+    policy = prior.solve(latency_ms=1.05 * prior.reach.latency_ms[1])
     assert policy.layers[first.name].activation_bits is None
     assert all(policy.layers[layer.name].activation_bits == 8 for layer in others)
-
-
-@pytest.mark.parametrize("net", ["vgg", "resnet20"])
-def test_the_times_worth_searching_go_from_the_mildest_to_the_last_that_training_may_bring_back(net: str) -> None:
-    prior = made(net)
-    slowest, fastest = prior.searched_ms
-    assert (prior.time_at(0.0), prior.time_at(1.0)) == pytest.approx((slowest, fastest))
-    assert prior.latency_ms(prior.solve()) <= slowest * (1 + 1e-9)
-    quickest = prior.solve(latency_ms=fastest)
-    assert prior.latency_ms(quickest) <= fastest * (1 + 1e-9)
-    assert prior.divergence(quickest) == pytest.approx(0.5, rel=0.5)
-    assert prior.time_at(0.5) == pytest.approx(math.sqrt(slowest * fastest))
 
 
 @given(nets, seeds, positions)

@@ -1,7 +1,7 @@
 """From what each option does alone to whole policies: for a size or a time, the one of least summed divergence."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -57,14 +57,14 @@ class Reach:
     latency_ms: tuple[float, float]
 
 
-# Where a search begins: positions on the scales of sizes and of times. Those first that are sure to be good and far from
-# the uncompressed model: the mildest are hardly a gain, and the boldest may have lost too much.
+# Where a search begins: positions on the scale of sizes, with the weight of time. Those first that are sure to be good and
+# far from the uncompressed model: the mildest are hardly a gain, and the boldest may have lost too much.
 BEGINNINGS = (
-    *((0.4, 0.3), (0.25, 0.2), (0.6, 0.5), (0.3, 0.6), (0.65, 0.7), (0.85, 0.3)),
-    *((0.1, 0.1), (0.7, 0.4), (0.95, 0.6), (0.5, 0.0), (0.8, 0.9), (0.05, 0.4)),
+    *((0.4, 0.2), (0.25, 0.2), (0.6, 0.2), (0.45, 0.8), (0.65, 0.8), (0.85, 0.2)),
+    *((0.1, 0.2), (0.7, 0.2), (0.95, 0.6), (0.5, 0.2), (0.8, 0.9), (0.15, 0.8)),
 )
-# Others between them, for those that are trained: what pruning for time has lost, training brings back.
-TRAINED_BEGINNINGS = ((0.5, 0.8), (0.3, 0.7), (0.75, 0.6), (0.15, 0.9))
+# Others between them, for those that are trained.
+TRAINED_BEGINNINGS = ((0.75, 0.5), (0.55, 0.5), (0.9, 0.5), (0.35, 0.5))
 _NEUTRAL = Leaning()
 
 
@@ -132,34 +132,17 @@ class Prior:
         largest, smallest = self.searched
         return largest * math.pow(smallest / largest, position)
 
-    def time_at(self, position: float) -> float:
-        """The milliseconds at a position from 0 (those of the mildest policy) to 1 (the least worth searching), likewise."""
-        slowest, fastest = self.searched_ms
-        return slowest * math.pow(fastest / slowest, position)
-
     @cached_property
     def searched(self) -> tuple[float, float]:
         """The largest and the smallest size worth searching, within the limits.
 
         The larger of two models that lose nothing is never on the front, and one that has lost all never gets it back.
         """
-        noticed = min(_NOTICED * self._neutral.largest_divergence, self._lost / _WORSE)
-        return self._size_where(noticed), self._size_where(self._lost)
-
-    @cached_property
-    def searched_ms(self) -> tuple[float, float]:
-        """The longest and the shortest time worth searching, within the limits."""
-        slowest, fastest = self.reach.latency_ms
-        slowest = max(slowest, self._neutral.worth(self._neutral.mildest).ms)
-        fastest = self._where(self._lost, slowest, fastest, lambda ms: self.solve(latency_ms=ms))
-        return slowest, min(fastest, slowest)
-
-    @property
-    def _lost(self) -> float:
-        """The summed divergence from which nothing brings a model back."""
-        lost = min(_LOST * self._neutral.largest_divergence, _LOST_NATS if self._in_nats else math.inf)
+        largest = self._neutral.largest_divergence
+        lost = min(_LOST * largest, _LOST_NATS if self._in_nats else math.inf)
         # Where limits leave nothing so mild, what is a little less mild is searched.
-        return max(lost, _WORSE * self.divergence(self.solve()))
+        lost = max(lost, _WORSE * self.divergence(self.solve()))
+        return self._size_where(min(_NOTICED * largest, lost / _WORSE)), self._size_where(lost)
 
     @cached_property
     def reach(self) -> Reach:
@@ -192,17 +175,14 @@ class Prior:
 
     def _size_where(self, divergence: float) -> float:
         """The size at which the least summed divergence comes to so much."""
-        return self._where(divergence, *self.reach.size_bytes, self.solve)
-
-    def _where(self, divergence: float, high: float, low: float, solved: Callable[[float], Policy]) -> float:
-        """The budget between two at which the divergence of what is solved for it comes to so much."""
-        if self.divergence(solved(high)) >= divergence:
+        high, low = self.reach.size_bytes
+        if self.divergence(self.solve(high)) >= divergence:
             return high
-        if self.divergence(solved(low)) <= divergence:
+        if self.divergence(self.smallest()) <= divergence:
             return low
         for _ in range(_HALVINGS):
-            middle = math.sqrt(high * low)
-            high, low = (middle, low) if self.divergence(solved(middle)) <= divergence else (high, middle)
+            size = math.sqrt(high * low)
+            high, low = (size, low) if self.divergence(self.solve(size)) <= divergence else (high, size)
         return low
 
     @cached_property

@@ -86,6 +86,7 @@ def main(*, names: tuple[str, ...], steps: int, learning_rate: float, seed: int,
     cases = dict.fromkeys(goal.case for goal in wanted.values())
     if run is not None and len(cases) > 1:
         raise click.UsageError(f"a run is of one network: name goals of one of {', '.join(cases)}")
+    finetune, distill = Finetune(steps=steps, learning_rate=learning_rate), Distill(temperature=4.0, share=0.7)
     for at in cases:
         case = measured(at) if run is None else of_run(run)
         baseline = case.baseline
@@ -93,11 +94,8 @@ def main(*, names: tuple[str, ...], steps: int, learning_rate: float, seed: int,
         print(f"{at}, uncompressed: {len(baseline.file):,} bytes, {uncompressed.accuracy:.2%} on test", flush=True)
         for name, goal in wanted.items():
             if goal.case == at:
-                training = {
-                    "finetune": Finetune(steps=steps, learning_rate=learning_rate),
-                    "distill": Distill(temperature=4.0, share=0.7),
-                }
-                policy = policy_for(goal, case.prior, baseline).model_copy(update=training)
+                policy = policy_for(goal, case.prior, baseline)
+                policy = policy.model_copy(update={"finetune": finetune, "distill": distill})
                 result, test = trained(name, policy, case, seed=seed)
                 print(f"{name}: {judged(goal, baseline, result, test, uncompressed)}", flush=True)
 

@@ -290,8 +290,8 @@ def _ranks(graph: GraphModule, example: Nested) -> dict[str, int]:
 
 def _fold(node: Node, layer: Plain | StudentLayer, graph: GraphModule, *, of_matrices: bool) -> None:
     quantizer = _quantizer_before(node, graph)
-    input_scale = None if quantizer is None else _input_scale(node, layer, quantizer, graph)
-    rounded = quantizer is not None and _is_rounded_after(node, graph)
+    rounded_after = all(isinstance(module_of(user, graph), ActivationQuantizer) for user in tail(node, graph).users)
+    input_scale = None if quantizer is None else _input_scale(node, layer, quantizer, graph, rounded_after=rounded_after)
     norm_node = norm_after(node, graph)
     norm = module_of(norm_node, graph)
     called = sum(other.op == "call_module" and other.target == node.target for other in graph.graph.nodes)
@@ -300,7 +300,7 @@ def _fold(node: Node, layer: Plain | StudentLayer, graph: GraphModule, *, of_mat
     elif norm_node is not None:
         norm_node.replace_all_uses_with(node)
         graph.graph.erase_node(norm_node)
-    deployed = _deploy(layer, norm, input_scale, of_matrices=of_matrices, rounded=rounded)
+    deployed = _deploy(layer, norm, input_scale, of_matrices=of_matrices, rounded=quantizer is not None and rounded_after)
     graph.set_submodule(str(node.target), deployed)
 
 
@@ -311,7 +311,9 @@ def _quantizer_before(node: Node, graph: GraphModule) -> _DeployedQuantizer | No
     return quantizer if isinstance(quantizer, _DeployedQuantizer) else None
 
 
-def _input_scale(node: Node, layer: Plain | StudentLayer, quantizer: _DeployedQuantizer, graph: GraphModule) -> Tensor | None:
+def _input_scale(
+    node: Node, layer: Plain | StudentLayer, quantizer: _DeployedQuantizer, graph: GraphModule, *, rounded_after: bool
+) -> Tensor | None:
     if not isinstance(layer, StudentLayer) or layer.activation_range != "static":
         return None  # it is computed in floats, also between two that are not, or has a kernel of its own
     plain = layer.layer
@@ -319,11 +321,7 @@ def _input_scale(node: Node, layer: Plain | StudentLayer, quantizer: _DeployedQu
         return None
     # With float outputs only a linear layer without ReLU has an integer kernel: turning codes into floats at load is faster.
     has_kernel = isinstance(plain, nn.Linear) and tail(node, graph) is node
-    return quantizer.scale if has_kernel or _is_rounded_after(node, graph) else None
-
-
-def _is_rounded_after(node: Node, graph: GraphModule) -> bool:
-    return all(isinstance(module_of(user, graph), ActivationQuantizer | _DeployedQuantizer) for user in tail(node, graph).users)
+    return quantizer.scale if has_kernel or rounded_after else None
 
 
 def _deploy(

@@ -110,9 +110,14 @@ def norm_after(node: Node, graph: GraphModule) -> Node | None:
     return users[0] if has_statistics and not shared_scales else None
 
 
+def moves(node: Node, graph: GraphModule) -> bool:
+    """True when `node` passes values on as they are: max-pooling, flattening and the like."""
+    return _is(node, graph, _MOVE, _MOVE_CALLS)
+
+
 def origin(node: Node, graph: GraphModule) -> Node:
     """The node that made the values `node` passes on: walks back through max-pooling, flattening and the like."""
-    while _is(node, graph, _MOVE, _MOVE_CALLS) and node.args and isinstance(node.args[0], Node):
+    while moves(node, graph) and node.args and isinstance(node.args[0], Node):
         node = node.args[0]
     return node
 
@@ -147,7 +152,7 @@ def _replaced(given: Any, node: Node, value: Any) -> Any:
 
 def is_output(node: Node, graph: GraphModule) -> bool:
     """True when the values of `node` go nowhere but out of the network."""
-    return all(user.op == "output" or (_is(user, graph, _MOVE, _MOVE_CALLS) and is_output(user, graph)) for user in node.users)
+    return all(user.op == "output" or (moves(user, graph) and is_output(user, graph)) for user in node.users)
 
 
 def insert_after(nodes: list[Node], graph: GraphModule, make: Callable[[], nn.Module], prefix: str) -> None:

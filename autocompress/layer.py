@@ -42,6 +42,9 @@ class Group(Noun):
     none where a convolution in groups has fewer groups then. They go in blocks of `unit` neighbours: the channels of an
     attention head, of a group of a convolution or norm. `counts` are attributes of the network
     (``blocks.0.attention.heads``) that hold the number of blocks or of channels, and change with it.
+
+    All of them can go where what is made of them is only added to something else: `branch` are the layers that then have
+    nothing left to do, a residual branch of the network. It is empty where the network needs some of the channels.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Group(Noun):
     readers: dict[str, int]
     unit: int = 1
     counts: tuple[str, ...] = ()
+    branch: tuple[str, ...] = ()
 
     def multiple(self, channel_multiple: int) -> int:
         """What the number of channels that stay is to be a multiple of, on a target that is quick with `channel_multiple`."""

@@ -40,7 +40,10 @@ class Option(Noun):
 
 
 def options(layers: Layers, menu: Menu) -> tuple[Option, ...]:
-    """Every option of the network on the menu: groups at each channel count, layers at each width and some sparsities."""
+    """Every option of the network on the menu: groups at each channel count, layers at each width and some sparsities.
+
+    Branches are left out too.
+    """
     return tuple(_options(layers, menu))
 
 
@@ -48,6 +51,8 @@ def _options(layers: Layers, menu: Menu) -> Iterator[Option]:
     for group in layers.groups:
         for share in channel_shares(group.channels, group.multiple(menu.channel_multiple)):
             yield Option(what="channel_sparsity", name=group.name, value=share)
+        if group.branch:
+            yield Option(what="channel_sparsity", name=group.name, value=1.0)
     for layer in layers:
         for bits in menu.weight_bits:
             if bits is not None:

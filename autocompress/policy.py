@@ -13,7 +13,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from autocompress.errors import PolicyError
-from autocompress.layer import Kind, Layer, Layers
+from autocompress.layer import Group, Kind, Layer, Layers
 from autocompress.noun import Noun
 from autocompress.target import ActivationRange, Menu
 
@@ -76,9 +76,10 @@ class Distill(Noun):
 class Policy(Noun):
     """One way to compress a network. What is not named stays as it is: the empty policy changes nothing.
 
-    `channel_sparsity` maps a channel group to the share of its channels that is removed (0 <= share < 1), least
-    important first by `importance`. `layers` maps a layer to what becomes of its weights and activations. With `repair`
-    the weights that are left are refitted to a few calibration inputs before fine-tuning (`autocompress.compress.repair`).
+    `channel_sparsity` maps a channel group to the share of its channels that is removed, least important first by
+    `importance`: 0 <= share < 1, or 1 where the group has a `branch`, which is then left out. `layers` maps a layer to what
+    becomes of its weights and activations. With `repair` the weights that are left are refitted to a few calibration inputs
+    before fine-tuning (`autocompress.compress.repair`).
     """
 
     version: Literal[1] = 1
@@ -90,16 +91,17 @@ class Policy(Noun):
     distill: Distill | None = None
 
     @model_validator(mode="after")
-    def _shares_below_one(self) -> Self:
+    def _shares_are_shares(self) -> Self:
         for group, share in self.channel_sparsity.items():
-            if not 0 <= share < 1:
-                raise ValueError(f"channel_sparsity of {group!r} must be in [0, 1), given {share}")
+            if not 0 <= share <= 1:
+                raise ValueError(f"channel_sparsity of {group!r} must be in [0, 1], given {share}")
         return self
 
     def check(self, layers: Layers, menu: Menu) -> None:
         """Raises `UnknownNameError` for a layer or group the network has not, `PolicyError` for what is off the menu."""
-        for name in self.channel_sparsity:
-            layers.group(name)
+        for name, share in self.channel_sparsity.items():
+            if share == 1 and not layers.group(name).branch:
+                raise PolicyError(f"channel_sparsity of {name!r}: the network needs some of its channels; use less than 1")
         for name, layer in self.layers.items():
             kind = layers.layer(name).kind
             _on_menu(name, "weight_bits", layer.weight_bits, menu.weight_bits)
@@ -127,23 +129,26 @@ class Policy(Noun):
         bits that the target can multiply, activations of layers without an integer kernel stay float, groups that are no
         smaller than all inputs that are left are no groups, entries that change nothing are dropped, and settings that cannot
         matter (fine-tuning rates when there are no steps, a teacher whose shares of the loss are 0) go back to their defaults.
+        Of a branch that is left out nothing is said but that.
         """
+        gone = self.left_out(layers.groups)
         shares = {
             name: 1 - kept / group.channels
             for name, share in self.channel_sparsity.items()
             if (kept := kept_channels((group := layers.group(name)).channels, share, group.multiple(menu.channel_multiple)))
             < group.channels
+            and (share == 1 or name not in gone)
         }
         widths = self.widths(layers, menu) if any(layer.group_size for layer in self.layers.values()) else {}
         changed = {
             name: stored
             for name, layer in sorted(self.layers.items())
-            if (stored := _stored(layer, layers.layer(name), menu, widths)) != LayerPolicy()
+            if name not in gone and (stored := _stored(layer, layers.layer(name), menu, widths)) != LayerPolicy()
         }
         trains = self.finetune.steps > 0
         return Policy(
             channel_sparsity=dict(sorted(shares.items())),
-            importance=self.importance if shares else "l1",
+            importance=self.importance if any(share < 1 for share in shares.values()) else "l1",
             layers=changed,
             repair=self.repair or not (shares or changed),
             finetune=self.finetune if trains else Finetune(steps=0),
@@ -151,7 +156,7 @@ class Policy(Noun):
         )
 
     def widths(self, layers: Layers, menu: Menu) -> dict[str, tuple[int, int]]:
-        """The input and output channels of every layer that are kept, as its weight counts them."""
+        """The input and output channels that are kept of every layer that is not left out, as its weight counts them."""
         kept = {
             group.name: kept_channels(
                 group.channels, self.channel_sparsity.get(group.name, 0.0), group.multiple(menu.channel_multiple)
@@ -159,7 +164,8 @@ class Policy(Noun):
             for group in layers.groups
         }
         found: dict[str, tuple[int, int]] = {}
-        for layer in layers:
+        gone = self.left_out(layers.groups)
+        for layer in (layer for layer in layers if layer.name not in gone):
             outputs, inputs = layer.channels
             for group in layers.groups:
                 if layer.name in group.writers:
@@ -167,6 +173,10 @@ class Policy(Noun):
                 inputs -= group.readers.get(layer.name, 0) * (group.channels - kept[group.name])
             found[layer.name] = inputs, outputs
         return found
+
+    def left_out(self, groups: Iterable[Group]) -> frozenset[str]:
+        """The layers of all branches that are left out."""
+        return frozenset(name for group in groups if self.channel_sparsity.get(group.name) == 1 for name in group.branch)
 
     def key(self) -> str:
         """Sixteen hex digits that equal policies, and only those, share."""
@@ -176,7 +186,8 @@ class Policy(Noun):
 
     def describe(self, layers: Layers) -> str:
         """The policy in a few words, e.g. ``-52% channels, w4-8 g64 a8, 30% zeros, 300 steps, KD T=4``."""
-        words = [_channels_in_words(self, layers), _bits_in_words(self, layers), _zeros_in_words(self, layers)]
+        words = [_channels_in_words(self, layers), _branches_in_words(self)]
+        words += [_bits_in_words(self, layers), _zeros_in_words(self, layers)]
         words.append(f"{self.finetune.steps} steps" if self.finetune.steps else "no fine-tuning")
         if self.distill is not None:
             words.append(f"KD T={self.distill.temperature:.3g}")
@@ -187,8 +198,10 @@ def kept_channels(channels: int, share: float, multiple: int) -> int:
     """How many of `channels` stay when `share` of them is to be removed.
 
     A multiple of `multiple` (of its half, quarter, ... in groups too narrow to choose among two), or all of them;
-    never none.
+    none only for a share of 1.
     """
+    if share == 1:
+        return 0
     while multiple > 1 and channels < 2 * multiple:
         multiple //= 2
     wanted = channels * (1 - share)
@@ -242,8 +255,14 @@ def _channels_in_words(policy: Policy, layers: Layers) -> str:
     return f"-{removed / total:.0%} channels" if removed else ""
 
 
+def _branches_in_words(policy: Policy) -> str:
+    count = sum(share == 1 for share in policy.channel_sparsity.values())
+    return f"{count} branch{'es' * (count > 1)} left out" if count else ""
+
+
 def _bits_in_words(policy: Policy, layers: Layers) -> str:
-    settings = [policy.layers.get(layer.name, LayerPolicy()) for layer in layers]
+    gone = policy.left_out(layers.groups)
+    settings = [policy.layers.get(layer.name, LayerPolicy()) for layer in layers if layer.name not in gone]
     weights = sorted({setting.weight_bits for setting in settings if setting.weight_bits})
     if not weights:
         return "float"

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from autocompress import nested
 from autocompress.compress.activations import quantisable_activations
+from autocompress.compress.branches import with_branches
 from autocompress.compress.channels import find_groups
 from autocompress.errors import TaskError
 from autocompress.layer import Layer, Layers
@@ -36,6 +37,7 @@ def probe(model: nn.Module, example: Nested) -> Layers:
             "the model has no convolution, no linear layer (nn.Linear) and no embedding: there is nothing to compress"
         )
     groups, refused = find_groups(model, example)
+    groups = with_branches(model, groups, example)
     model.train(was_training)
     integer = set(quantisable_activations(model, example))
     owner = {writer: group.name for group in groups for writer in group.writers}

@@ -19,9 +19,9 @@ from torch.fx import Graph, GraphModule, Interpreter, Node, Tracer
 
 from autocompress import nested
 from autocompress.baseline import Baseline, Data
+from autocompress.compress import cut
 from autocompress.compress.activations import quantize_activations
 from autocompress.compress.calibrate import observe_activations
-from autocompress.compress.channels import prune
 from autocompress.compress.repair import repair_examples, repair_weights
 from autocompress.compress.weights import compress_weights
 from autocompress.errors import AutocompressError, InputError, TaskError
@@ -31,7 +31,6 @@ from autocompress.lane import Lane
 from autocompress.layer import Group
 from autocompress.nested import Nested
 from autocompress.option import Option, options
-from autocompress.student import channel_axis
 from autocompress.tables import Divergence, Sensitivity
 from autocompress.task import Task
 
@@ -190,8 +189,8 @@ class _Bench:
 def _outputs(option: Option, model: nn.Module, inputs: Nested, groups: Sequence[Group]) -> Nested:
     """What is made of `inputs` by what `autocompress.compress` makes of `model`, its batch norms re-estimated meanwhile."""
     policy, student = option.policy(), deepcopy(model).eval()
-    keep = {name: round(_channels(student, name) * (1 - share)) for name, share in policy.channel_sparsity.items()}
-    kept = prune(student, keep, policy.importance, nested.take(inputs, slice(_EXAMPLE)), groups=groups)
+    few = nested.take(inputs, slice(_EXAMPLE))
+    student, kept = cut(student, policy.channel_sparsity, policy.importance, few, groups=groups)
     compress_weights(student, policy.layers)
     if option.what == "activation_bits":  # no weight was changed
         student = quantize_activations(student, [option.name], inputs)
@@ -210,12 +209,6 @@ def _outputs(option: Option, model: nn.Module, inputs: Nested, groups: Sequence[
         repair_weights(student, model, kept, inputs, all_norms=False)
     with _batch_norms_re_estimated(student):
         return nested.call(student, inputs)
-
-
-def _channels(model: nn.Module, name: str) -> int:
-    weight = model.get_submodule(name).weight
-    assert isinstance(weight, Tensor)
-    return weight.shape[channel_axis(model.get_submodule(name))]
 
 
 class _Rest:

@@ -191,9 +191,9 @@ class CostTable(Noun):
     """Bytes and time of each layer at each option on one machine: `costs.json`. It may be used on another machine.
 
     A policy takes ``intercept_ms + slope * (sum over layers) + (borders between floats and integers)`` and ``rest_bytes +
-    (sum over layers)``; intercept, slope, borders and rest are fitted to whole measured policies. Where integer layers
-    have a slope of their own, their `int8_ms` have been multiplied by its ratio to the other. `seconds` is how long it
-    took to measure.
+    (sum over layers)``, layers of branches that are left out not among them; intercept, slope, borders and rest are fitted
+    to whole measured policies. Where integer layers have a slope of their own, their `int8_ms` have been multiplied by its
+    ratio to the other. `seconds` is how long it took to measure.
     """
 
     version: Literal[1] = 1

@@ -179,7 +179,7 @@ def test_kept_channels_by_example(channels: int, share: float, kept: int) -> Non
         (lambda: LayerPolicy(weight_sparsity=1.0), "less than 1"),
         (lambda: LayerPolicy(weight_sparsity=-0.1), "greater than or equal to 0"),
         (lambda: LayerPolicy(weight_sparsity=float("nan")), "weight_sparsity"),
-        (lambda: Policy(channel_sparsity={"conv1": 1.0}), "'conv1' must be in"),
+        (lambda: Policy(channel_sparsity={"conv1": 1.01}), "'conv1' must be in"),
         (lambda: Policy(channel_sparsity={"conv1": float("nan")}), "'conv1' must be in"),
         (lambda: Policy(importance="l3"), "importance"),  # type: ignore[arg-type]
         (lambda: Policy(layer={}), "Extra inputs"),  # type: ignore[call-arg]

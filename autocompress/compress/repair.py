@@ -21,7 +21,7 @@ from autocompress.compress.calibrate import BatchNorm, NormStatistics
 from autocompress.compress.least_squares import refit, round_with_compensation, second_moments, squared_error
 from autocompress.compress.samples import by_group, choose_places, extent, inputs_at, outputs_at
 from autocompress.nested import Nested
-from autocompress.student import StudentLayer, largest_code, only_input
+from autocompress.student import StudentLayer, kind_of, largest_code, only_input
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
@@ -61,7 +61,7 @@ class _LastLayerRan(Exception):  # noqa: N818  # no error: what comes after that
 def repair_weights(
     student: nn.Module, model: nn.Module, kept: Mapping[str, Tensor], calibration: Nested, *, all_norms: bool = True
 ) -> list[nn.Module]:
-    """Refits and rounds again, in place, the layers of `student` that were masked, rounded or cut.
+    """Refits and rounds again, in place, the layers of `student` that were masked, rounded or cut; all where branches are gone.
 
     `model` is what the student, in evaluation mode, was made from, `kept` the channels left of each layer and batch norm when
     some were cut, `calibration` holds inputs (n, ...). Biases of those layers are shifted until the mean outputs agree, and
@@ -81,8 +81,9 @@ def repair_weights(
             sample = _Sample(sample.extent, sample.places, sample.outputs[:, kept.get(name, slice(None))])
             handles.append(layer.register_forward_pre_hook(partial(_refit_weights, sample), with_kwargs=True))
             handles.append(layer.register_forward_hook(partial(_shift_bias, sample), with_kwargs=True))
+    left = {name for name, _ in student.named_modules()}
     for name, statistics in seen.statistics.items():
-        if seen.runs[name] == 1:
+        if seen.runs[name] == 1 and name in left:
             norm = student.get_submodule(name)
             followed.append(norm)
             follow = partial(_follow, statistics, kept.get(name, slice(None)))
@@ -99,6 +100,9 @@ def repair_examples(calibration: Nested) -> Nested:
 
 def _changed(student: nn.Module, teacher: nn.Module) -> set[str]:
     uses = Counter(id(parameter) for module in teacher.modules() for parameter in module._parameters.values())
+    left = {name for name, _ in student.named_modules()}
+    # What comes behind a branch that was left out is given other inputs.
+    shallower = any(kind_of(module) is not None and name not in left for name, module in teacher.named_modules())
     return {
         name
         for name, layer in teacher.named_modules()
@@ -107,9 +111,10 @@ def _changed(student: nn.Module, teacher: nn.Module) -> set[str]:
         and isinstance(layer.weight, nn.Parameter)
         and layer.weight.requires_grad
         and layer.weight.dtype == torch.float32
+        and name in left
         and uses[id(layer.weight)] == 1
         and (layer.bias is None or uses[id(layer.bias)] == 1)
-        and _is_changed(student.get_submodule(name), layer)
+        and (shallower or _is_changed(student.get_submodule(name), layer))
     }
 
 

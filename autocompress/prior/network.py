@@ -30,7 +30,8 @@ _LEAST_SAVING = 0.02
 class Cut:
     """A group: how many channels may be kept, all of them first, and the divergence of each count.
 
-    `layers` are the places of the layers that a count makes narrower, `stage` is the third of the network it is in.
+    `layers` are the places of the layers that a count makes narrower or, none kept, leaves out, `stage` is the third of
+    the network it is in.
     """
 
     name: str
@@ -49,7 +50,8 @@ class Part:
     outputs + channel * outputs`` with so many channels; of the rows of one form the smallest counts. `mildest` marks the
     rows of the first form.
     `bits` and `zeros` are the divergences of its widths and of its zeros, `kernel` is 1 for integers, 0 for floats.
-    `ms` is the time [kernel][place in input_counts][place in output_counts].
+    `ms` is the time [kernel][place in input_counts][place in output_counts]. `branch_of` are the places of the cuts that
+    leave the layer out where they keep none.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Part:
     output_counts: Counts
     ms: Floats
     stage: int
+    branch_of: tuple[int, ...]
 
     def sizes(self, inputs: Counts, outputs: Counts) -> Floats:
         """The bytes [row][place] with so many input and output channels, two arrays of one length."""
@@ -122,11 +125,12 @@ def summed_divergence(network: Network, policy: Policy) -> float:
 
     Scales for groups of inputs count as those for all. Infinite for a policy with an option that is not to be used.
     """
-    total = 0.0
-    for cut in network.cuts:
+    total, gone = 0.0, set[str]()
+    for place, cut in enumerate(network.cuts):
         kept = round(cut.channels * (1 - policy.channel_sparsity.get(cut.name, 0.0)))
         total += float(cut.divergence[cut.kept == kept][0]) if kept in cut.kept else math.inf
-    for part in network.parts:
+        gone |= {part.name for part in network.parts if kept == 0 and place in part.branch_of}
+    for part in (part for part in network.parts if part.name not in gone):
         how = policy.layers.get(part.name, LayerPolicy())
         total += _of_form(part, how)
     return total
@@ -151,9 +155,11 @@ class _Form:
 
 
 def _cut(group: Group, measured: dict[float, float | None], menu: Menu, place_of: dict[str, int]) -> Cut:
-    usable = _growing(measured)
+    usable = _growing({share: value for share, value in measured.items() if share < 1})
+    # Without a branch less may be lost than with a few channels of it: what comes behind is fitted to that.
+    usable += [(1.0, left_out)] if (left_out := measured.get(1.0)) is not None else []
     counts = [kept_channels(group.channels, share, group.multiple(menu.channel_multiple)) for share, _ in usable]
-    touched = {place_of[name] for name in (*group.writers, *group.readers)}
+    touched = {place_of[name] for name in (*group.writers, *group.readers, *group.branch)}
     return Cut(
         name=group.name,
         channels=group.channels,
@@ -233,6 +239,7 @@ def _part(
         output_counts=output_counts,
         ms=ms,
         stage=stage,
+        branch_of=tuple(place for place, group in enumerate(groups) if layer.name in group.branch),
     )
 
 

@@ -62,7 +62,9 @@ class Weighed:
         self.parts = [part.only(rows) for part, rows in zip(network.parts, useful, strict=True)]
         self._of_cuts = of_cuts
         self._of_parts = [of_rows[rows] for of_rows, rows in zip(of_parts, useful, strict=True)]
-        self._cuts_of = [tuple({*part.reads, *(() if part.writes is None else (part.writes,))}) for part in self.parts]
+        self._cuts_of = [
+            tuple({*part.reads, *part.branch_of, *(() if part.writes is None else (part.writes,))}) for part in self.parts
+        ]
         self._known: dict[tuple[int | None, ...], tuple[Floats, Floats]] = {}
         self._rest = network.rest_bytes, network.rest_ms
         self.largest_divergence = max(1e-12, *(float(of.max()) for of in (*of_cuts, *of_parts)))
@@ -121,8 +123,9 @@ class Weighed:
         key = place, cut, *(kept[other] for other in self._cuts_of[place] if other != cut)
         if key not in self._known:
             part = self.parts[place]
-            inputs, outputs = np.broadcast_arrays(*(np.atleast_1d(width) for width in self._widths(part, kept, cut)))
-            self._known[key] = part.sizes(inputs, outputs), part.times(inputs, outputs)
+            widths = (*self._widths(part, kept, cut), self._is_there(part, kept, cut))
+            inputs, outputs, there = np.broadcast_arrays(*(np.atleast_1d(width) for width in widths))
+            self._known[key] = part.sizes(inputs, outputs) * there, part.times(inputs, outputs) * there
         return self._known[key]
 
     def _widths(self, part: Part, kept: Sequence[int], cut: int | None) -> tuple[Counts, Counts]:
@@ -135,6 +138,14 @@ class Weighed:
             return inputs, np.asarray(part.outputs)
         counts = self.cuts[part.writes].kept
         return inputs, counts if part.writes == cut else counts[kept[part.writes]]
+
+    def _is_there(self, part: Part, kept: Sequence[int], cut: int | None) -> NDArray[np.bool_]:
+        """False where a part is left out, with all of its branch; at every count of the one `cut`."""
+        there = np.asarray(True)
+        for place in part.branch_of:
+            counts = self.cuts[place].kept
+            there = there & ((counts if place == cut else counts[kept[place]]) > 0)
+        return there
 
     def _changes_of_cuts(self, state: State) -> Iterator[tuple[Floats, Floats, Floats]]:
         for place, cut in enumerate(self.cuts):

@@ -101,6 +101,7 @@ class _Sums:
 
 def _sums(point: Point, costs: Sequence[LayerCosts], numbers: dict[str, int], layers: Layers, menu: Menu) -> _Sums:
     widths = point.policy.widths(layers, menu)
+    costs = [cost for cost in costs if cost.name in widths]
     hows = [point.policy.layers.get(cost.name, LayerPolicy()) for cost in costs]
     integer = [cost.is_integer(how) for cost, how in zip(costs, hows, strict=True)]
     ms = [cost.ms(*widths[cost.name], how) for cost, how in zip(costs, hows, strict=True)]

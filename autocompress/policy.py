@@ -100,7 +100,8 @@ class Policy(Noun):
     def check(self, layers: Layers, menu: Menu) -> None:
         """Raises `UnknownNameError` for a layer or group the network has not, `PolicyError` for what is off the menu."""
         for name, share in self.channel_sparsity.items():
-            if share == 1 and not layers.group(name).branch:
+            group = layers.group(name)
+            if share == 1 and not group.branch:
                 raise PolicyError(f"channel_sparsity of {name!r}: the network needs some of its channels; use less than 1")
         for name, layer in self.layers.items():
             kind = layers.layer(name).kind

@@ -10,7 +10,7 @@ from autocompress.compress.activations import quantize_activations
 from autocompress.compress.branches import leave_out
 from autocompress.compress.calibrate import observe_activations, reestimate_batch_norm
 from autocompress.compress.channels import prune
-from autocompress.compress.repair import repair_weights
+from autocompress.compress.repair import look, repair_weights
 from autocompress.compress.weights import compress_weights
 from autocompress.errors import SurgeryError, unknown_name
 from autocompress.layer import Group
@@ -50,7 +50,7 @@ def compress(
     student, kept = cut(student, shares, policy.importance, few, gradients, groups)
     compress_weights(student, layers)
     changed = bool(shares or layers)
-    repaired = repair_weights(student, model, kept, calibration) if changed and policy.repair else []
+    repaired = repair_weights(student, look(model, calibration), kept, calibration) if changed and policy.repair else []
     static = [name for name, layer in layers.items() if layer.activation_bits and layer.activation_range == "static"]
     if static:
         student = quantize_activations(student, static, calibration)

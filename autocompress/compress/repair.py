@@ -1,13 +1,12 @@
 """The weights that are left, refitted so that each layer gives what it gave in the uncompressed network.
 
-One pass over a few hundred examples, in the order in which the network runs: a layer that was changed sees what the
-compressed and already repaired layers before it make of the examples, and is fitted by least squares to its outputs in
-the uncompressed network (as Optimal Brain Compression does: Frantar and Alistarh, 2022). No gradient step.
+One pass over a few hundred examples, in the order in which the network runs: a layer that was changed, or comes after one,
+sees what the compressed and already repaired layers before it make of the examples, and is fitted by least squares to its
+outputs in the uncompressed network (as Optimal Brain Compression does: Frantar and Alistarh, 2022). No gradient step.
 """
 
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,11 +20,13 @@ from autocompress.compress.calibrate import BatchNorm, NormStatistics
 from autocompress.compress.least_squares import refit, round_with_compensation, second_moments, squared_error
 from autocompress.compress.samples import by_group, choose_places, extent, inputs_at, outputs_at
 from autocompress.nested import Nested
-from autocompress.student import StudentLayer, kind_of, largest_code, only_input
+from autocompress.student import StudentLayer, largest_code, only_input
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
 
+# So many places for each input of an output, that a fit to them holds elsewhere.
+_PLACES_PER_INPUT = 8
 # Twice as many gain 0.4 points on ResNet-20 and take twice the time.
 _EXAMPLES = 256
 # A bound on memory: of large examples there are fewer.
@@ -46,7 +47,7 @@ class _Sample:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class Seen:
     """What the examples brought about in the uncompressed network, by the name of the layer or batch norm."""
 
     samples: dict[str, _Sample] = field(default_factory=dict)
@@ -54,41 +55,60 @@ class _Seen:
     runs: Counter[str] = field(default_factory=Counter)
 
 
-class _LastLayerRan(Exception):  # noqa: N818  # no error: what comes after that layer is of no interest
-    pass
+def look(model: nn.Module, calibration: Nested, *, places_per_input: int = _PLACES_PER_INPUT) -> Seen:
+    """What some of the inputs `calibration` (n, ...) bring about in `model`, the uncompressed network.
 
+    Of each layer so many places (pixels of any example, or rows) are noted for each input of an output.
 
-def repair_weights(
-    student: nn.Module, model: nn.Module, kept: Mapping[str, Tensor], calibration: Nested, *, all_norms: bool = True
-) -> list[nn.Module]:
-    """Refits and rounds again, in place, the layers of `student` that were masked, rounded or cut; all where branches are gone.
-
-    `model` is what the student, in evaluation mode, was made from, `kept` the channels left of each layer and batch norm when
-    some were cut, `calibration` holds inputs (n, ...). Biases of those layers are shifted until the mean outputs agree, and
-    batch norms follow; gives the batch norms that did. Without `all_norms` those behind the last changed layer do not, which
-    saves a part of a pass. Left as they are: layers that run more than once, share their weights, are frozen or
-    compute in another way or precision, and every row of weights that would not come nearer.
+    Left out are layers that are frozen, share their weights or compute in another way or precision than torch's.
     """
-    examples = repair_examples(calibration)
+    seen = Seen()
+
+    def sample(name: str, layer: nn.Module, arguments: Arguments, keywords: Keywords, outputs: Tensor) -> None:
+        seen.runs[name] += 1
+        plain, given = _plain(layer), only_input(arguments, keywords)
+        if given is not None and (isinstance(plain, nn.Linear) or outputs.dim() == 4):
+            places = choose_places(plain, outputs, places_per_input)
+            seen.samples[name] = _Sample(extent(plain, given), places, outputs_at(plain, outputs, places))
+
+    def observe(name: str, norm: nn.Module, arguments: Arguments, keywords: Keywords) -> None:
+        seen.runs[name] += 1
+        given = only_input(arguments, keywords)
+        if given is not None and isinstance(norm, BatchNorm) and norm.running_mean is not None:
+            seen.statistics[name] = NormStatistics.of(norm, given)
+
     teacher = deepcopy(model).eval()
-    changed = _changed(student, teacher)
-    last = None if all_norms else _last(teacher, changed, nested.take(examples, slice(2)))
-    seen = _look(teacher, changed, examples, last)
+    layers = [(name, teacher.get_submodule(name)) for name in _refittable(teacher)]
+    handles = [layer.register_forward_hook(partial(sample, name), with_kwargs=True) for name, layer in layers]
+    norms = [(name, module) for name, module in teacher.named_modules() if isinstance(module, BatchNorm)]
+    handles += [norm.register_forward_pre_hook(partial(observe, name), with_kwargs=True) for name, norm in norms]
+    _run(teacher, repair_examples(calibration), handles)
+    return seen
+
+
+def repair_weights(student: nn.Module, seen: Seen, kept: Mapping[str, Tensor], calibration: Nested) -> list[nn.Module]:
+    """Refits and rounds again, in place, the layers of `student` that give something else than in the uncompressed network.
+
+    `seen` is what `look` saw of the same inputs `calibration` (n, ...) there, `kept` the channels left of each layer and
+    batch norm when some were cut. Biases of those layers are shifted until the mean outputs agree, and batch norms follow;
+    gives the batch norms that did. Left as they are: layers that run more than once, and every row of weights that would
+    not come nearer.
+    """
+    left = {name for name, _ in student.named_modules()}
     handles, followed = [], []
     for name, sample in seen.samples.items():
-        if seen.runs[name] == 1:
+        if seen.runs[name] == 1 and name in left:
             layer = student.get_submodule(name)
             sample = _Sample(sample.extent, sample.places, sample.outputs[:, kept.get(name, slice(None))])
             handles.append(layer.register_forward_pre_hook(partial(_refit_weights, sample), with_kwargs=True))
             handles.append(layer.register_forward_hook(partial(_shift_bias, sample), with_kwargs=True))
-    left = {name for name, _ in student.named_modules()}
     for name, statistics in seen.statistics.items():
         if seen.runs[name] == 1 and name in left:
             norm = student.get_submodule(name)
             followed.append(norm)
             follow = partial(_follow, statistics, kept.get(name, slice(None)))
             handles.append(norm.register_forward_pre_hook(follow, with_kwargs=True))
-    _run(student, examples, handles, None)
+    _run(student, repair_examples(calibration), handles)
     return followed
 
 
@@ -98,28 +118,19 @@ def repair_examples(calibration: Nested) -> Nested:
     return nested.take(calibration, slice(max(_FEWEST_EXAMPLES, min(_EXAMPLES, _MOST_VALUES // values))))
 
 
-def _changed(student: nn.Module, teacher: nn.Module) -> set[str]:
-    uses = Counter(id(parameter) for module in teacher.modules() for parameter in module._parameters.values())
-    left = {name for name, _ in student.named_modules()}
-    # What comes behind a branch that was left out is given other inputs.
-    shallower = any(kind_of(module) is not None and name not in left for name, module in teacher.named_modules())
-    return {
+def _refittable(model: nn.Module) -> list[str]:
+    uses = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+    return [
         name
-        for name, layer in teacher.named_modules()
+        for name, layer in model.named_modules()
         if type(layer).forward in (nn.Conv2d.forward, nn.Linear.forward)
         and isinstance(layer, nn.Conv2d | nn.Linear)
         and isinstance(layer.weight, nn.Parameter)
         and layer.weight.requires_grad
         and layer.weight.dtype == torch.float32
-        and name in left
         and uses[id(layer.weight)] == 1
         and (layer.bias is None or uses[id(layer.bias)] == 1)
-        and (shallower or _is_changed(student.get_submodule(name), layer))
-    }
-
-
-def _is_changed(module: nn.Module, before: nn.Conv2d | nn.Linear) -> bool:
-    return isinstance(module, StudentLayer) or _plain(module).weight.shape != before.weight.shape
+    ]
 
 
 def _plain(module: nn.Module) -> nn.Conv2d | nn.Linear:
@@ -128,48 +139,10 @@ def _plain(module: nn.Module) -> nn.Conv2d | nn.Linear:
     return layer
 
 
-def _last(teacher: nn.Module, changed: set[str], examples: Nested) -> str | None:
-    """The changed layer that ends the forward pass."""
-    calls: list[str] = []
-    hooks = [teacher.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name)) for name in changed]
-    _run(teacher, examples, hooks, None)
-    return calls[-1] if calls and calls.count(calls[-1]) == 1 else None
-
-
-def _look(teacher: nn.Module, changed: set[str], examples: Nested, last: str | None) -> _Seen:
-    seen = _Seen()
-
-    def sample(name: str, layer: nn.Module, arguments: Arguments, keywords: Keywords, outputs: Tensor) -> None:
-        seen.runs[name] += 1
-        plain, given = _plain(layer), only_input(arguments, keywords)
-        if given is not None and (isinstance(plain, nn.Linear) or outputs.dim() == 4):
-            places = choose_places(plain, outputs)
-            seen.samples[name] = _Sample(extent(plain, given), places, outputs_at(plain, outputs, places))
-
-    def observe(name: str, norm: nn.Module, arguments: Arguments, keywords: Keywords) -> None:
-        seen.runs[name] += 1
-        given = only_input(arguments, keywords)
-        if given is not None and isinstance(norm, BatchNorm) and norm.running_mean is not None:
-            seen.statistics[name] = NormStatistics.of(norm, given)
-
-    layers = [(name, teacher.get_submodule(name)) for name in changed]
-    handles = [layer.register_forward_hook(partial(sample, name), with_kwargs=True) for name, layer in layers]
-    norms = [(name, module) for name, module in teacher.named_modules() if isinstance(module, BatchNorm)]
-    handles += [norm.register_forward_pre_hook(partial(observe, name), with_kwargs=True) for name, norm in norms]
-    _run(teacher, examples, handles, last)
-    return seen
-
-
-def _run(model: nn.Module, examples: Nested, handles: list[Any], last: str | None) -> None:
-    """Runs `model`, no further than the layer `last`, with the hooks that these are the handles of: they are then removed."""
-
-    def end(*_: object) -> None:
-        raise _LastLayerRan
-
-    if last is not None:
-        handles.append(model.get_submodule(last).register_forward_hook(end))
+def _run(model: nn.Module, examples: Nested, handles: list[Any]) -> None:
+    """Runs `model` with the hooks that these are the handles of: they are then removed."""
     try:
-        with torch.no_grad(), suppress(_LastLayerRan):
+        with torch.no_grad():
             nested.call(model, examples)
     finally:
         for handle in handles:

@@ -5,9 +5,8 @@ from torch import Tensor, nn
 
 Fitted = nn.Conv2d | nn.Linear
 
-# So many places for each input of an output, that a fit to them holds elsewhere.
-_PLACES_PER_INPUT = 8
-_FEWEST_PLACES = 1024
+# Layers of few inputs are fitted to no fewer places than ones of so many.
+_FEWEST_INPUTS = 128
 # A bound on memory: 128 MB of sampled inputs.
 _MOST_VALUES = 2**25
 
@@ -17,14 +16,14 @@ def extent(layer: Fitted, inputs: Tensor) -> tuple[int, ...]:
     return tuple(inputs.shape[:1] + inputs.shape[2:] if isinstance(layer, nn.Conv2d) else inputs.shape[:-1])
 
 
-def choose_places(layer: Fitted, outputs: Tensor) -> Tensor:
+def choose_places(layer: Fitted, outputs: Tensor, per_input: int) -> Tensor:
     """Numbers of some places (pixels of any example, or rows) of `outputs`, shape (places,): always the same ones.
 
-    Enough to refit the weights of `layer`, if there are so many.
+    To refit the weights of `layer`: `per_input` for each input of an output, if there are so many.
     """
     count = outputs.numel() // outputs.shape[1 if isinstance(layer, nn.Conv2d) else -1]
     inputs = layer.weight[0].numel()
-    wanted = max(_FEWEST_PLACES, min(_PLACES_PER_INPUT * inputs, _MOST_VALUES // (inputs * _groups(layer))))
+    wanted = max(per_input * _FEWEST_INPUTS, min(per_input * inputs, _MOST_VALUES // (inputs * _groups(layer))))
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:wanted].to(outputs.device)
 
 

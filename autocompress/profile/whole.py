@@ -24,6 +24,7 @@ _CALIBRATION = 64
 _EXAMPLES = 8
 _MOST_CUT = 0.75
 _MOST_ZEROS = 0.85
+_MOST_LEFT_OUT = 0.6
 
 # Integers throughout; integers but for the first layer; float activations with rounded, and with float weights.
 _Kind = Literal["integer", "float first", "codes", "float"]
@@ -90,6 +91,7 @@ def _policy(
     layers: Layers, menu: Menu, kind: _Kind, cut: float, width: float, zeros: float, draw: np.random.Generator
 ) -> Policy:
     shares = {group.name: float(np.clip(_MOST_CUT * cut + draw.uniform(-0.2, 0.2), 0, 0.9)) for group in layers.groups}
+    shares |= {group.name: 1.0 for group in layers.groups if group.branch and draw.uniform() < _MOST_LEFT_OUT * cut}
     widths = sorted(bits for bits in menu.weight_bits if bits is not None)
     # Half of the policies have no zeros of their own.
     sparsity = max(0.0, 2 * zeros - 1) * _MOST_ZEROS if menu.weight_sparsity else 0.0

@@ -135,10 +135,9 @@ class Policy(Noun):
         gone = self.left_out(layers.groups)
         shares = {
             name: 1 - kept / group.channels
-            for name, share in self.channel_sparsity.items()
+            for name, share in self.cuts(layers.groups).items()
             if (kept := kept_channels((group := layers.group(name)).channels, share, group.multiple(menu.channel_multiple)))
             < group.channels
-            and (share == 1 or name not in gone)
         }
         widths = self.widths(layers, menu) if any(layer.group_size for layer in self.layers.values()) else {}
         changed = {
@@ -178,6 +177,13 @@ class Policy(Noun):
     def left_out(self, groups: Iterable[Group]) -> frozenset[str]:
         """The layers of all branches that are left out."""
         return frozenset(name for group in groups if self.channel_sparsity.get(group.name) == 1 for name in group.branch)
+
+    def cuts(self, groups: Iterable[Group]) -> dict[str, float]:
+        """`channel_sparsity` without the groups that are all within a branch that is left out."""
+        groups = tuple(groups)
+        gone = self.left_out(groups)
+        within = {group.name for group in groups if gone.issuperset(group.writers)}
+        return {name: share for name, share in self.channel_sparsity.items() if share == 1 or name not in within}
 
     def key(self) -> str:
         """Sixteen hex digits that equal policies, and only those, share."""

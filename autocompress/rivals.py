@@ -145,7 +145,7 @@ def _params(levels: dict[str, Any], known: dict[str, BaseDistribution], *, disti
     wanted = {**_USUAL, "distill": distilled, **levels}
     params = {}
     for name, distribution in known.items():
-        if name.endswith("_offset"):
+        if name.endswith("_offset") or name == "branches_left_out":
             value: Any = 0
         elif name.endswith("/activation_bits"):
             value = 8

@@ -72,6 +72,20 @@ def suggest_shares(trial: "BaseTrial", what: str, names: Iterable[str], *, high:
     return {name: round(min(max(level + step * offset, 0.0), high), 6) for name, offset in offsets.items()}
 
 
+def suggest_branches(trial: "BaseTrial", layers: Layers) -> dict[str, float]:
+    """A share of 1 for the group of each branch that is left out: so many of them, at most half, those of the least ranks.
+
+    Parameters: ``branches_left_out`` and ``name/branch_rank``. Drawn one by one, nearly all policies for a deep network would
+    lose half of it.
+    """
+    names = [group.name for group in layers.groups if group.branch]
+    if not names:
+        return {}
+    count = trial.suggest_int("branches_left_out", 0, (len(names) + 1) // 2)
+    ranks = {name: trial.suggest_float(f"{name}/branch_rank", 0.0, 1.0) for name in names}
+    return dict.fromkeys(sorted(names, key=lambda name: ranks[name])[:count], 1.0)
+
+
 def suggest_weight_bits(trial: "BaseTrial", names: Iterable[str], menu: Menu) -> dict[str, int | None]:
     """Weight bits for each of `names`: a level for the whole network, and up to `SPREAD` more or less, from the menu.
 

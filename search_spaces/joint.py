@@ -2,11 +2,13 @@
 
 A level for the whole network (`channel_sparsity`, `weight_sparsity`, `weight_bits`), and an offset from it for each
 group (``conv1/channel_sparsity_offset``) and each layer (``conv1/weight_sparsity_offset``, ``conv1/weight_bits_offset``).
+Of the residual branches some are left out, those of the least ranks (`branches_left_out`, ``conv1/branch_rank``).
 Activations are 8 bits, where the kernels are; only of the first and the last layer, which see the picture and make the
 scores, the space asks (``conv1/activation_bits``). Also `importance`, `steps`, `learning_rate`, `weight_decay`,
 ``distill/temperature`` (None: no distillation), ``distill/share`` and ``distill/hint_share``.
-In all 12 + groups + 2 x layers parameters. The first and the last layer get at least 6 bits; at most 3/4 of the
-channels and 60 % of the rest go, for the savings multiply: to go further with one of them, search it alone.
+In all 12 + groups + 2 x layers parameters, and where there are branches 1 + branches. The first and the last layer get at
+least 6 bits; at most 3/4 of the channels and 60 % of the rest go, for the savings multiply: to go further with one of them,
+search it alone.
 
 To begin near something known, give levels: ``Experiment(start=({"weight_bits": 4, "channel_sparsity": 0.5},), ...)``,
 or let the sensitivities of the network say where: ``Experiment(start=joint.start, ...)``.
@@ -22,7 +24,15 @@ from autocompress.experiment import Space
 from autocompress.layer import Layers
 from autocompress.policy import Distill, Finetune, Importance, LayerPolicy, Policy
 from autocompress.prior import BEGINNINGS, Leaning, Prior
-from autocompress.space import SPREAD, integer_bits, keep_ends, quantised, suggest_shares, suggest_weight_bits
+from autocompress.space import (
+    SPREAD,
+    integer_bits,
+    keep_ends,
+    quantised,
+    suggest_branches,
+    suggest_shares,
+    suggest_weight_bits,
+)
 from autocompress.target import Target
 
 STEPS = (100, 200, 400)
@@ -33,6 +43,7 @@ _WEIGHT_SPARSITY = (0.6, 0.1)
 def space(trial: BaseTrial, layers: Layers, target: Target, *, steps: Sequence[int] = STEPS) -> Policy:
     menu = target.menu
     groups = [group.name for group in layers.groups]
+    left_out = suggest_branches(trial, layers)
     names = [layer.name for layer in layers] if menu.weight_sparsity else []
     shares = suggest_shares(trial, "channel_sparsity", groups, high=_CHANNEL_SPARSITY[0], step=_CHANNEL_SPARSITY[1])
     zeros = suggest_shares(trial, "weight_sparsity", names, high=_WEIGHT_SPARSITY[0], step=_WEIGHT_SPARSITY[1])
@@ -44,7 +55,7 @@ def space(trial: BaseTrial, layers: Layers, target: Target, *, steps: Sequence[i
         if trial.suggest_categorical(f"{name}/activation_bits", menu.activation_bits) is None:
             settings[name] = settings[name].model_copy(update={"activation_bits": None})
     return Policy(
-        channel_sparsity=shares,
+        channel_sparsity=shares | left_out,
         importance=trial.suggest_categorical("importance", get_args(Importance)),
         layers=settings,
         finetune=Finetune(
@@ -81,6 +92,10 @@ def nearest_params(policy: Policy, layers: Layers, target: Target) -> dict[str, 
     if layers.groups:
         shares = {group.name: policy.channel_sparsity.get(group.name, 0.0) for group in layers.groups}
         params |= _level_and_offsets("channel_sparsity", shares, 0.0, *_CHANNEL_SPARSITY)
+    if branches := [group.name for group in layers.groups if group.branch]:
+        left_out = {name: policy.channel_sparsity.get(name) == 1 for name in branches}
+        params["branches_left_out"] = min(sum(left_out.values()), (len(branches) + 1) // 2)
+        params |= {f"{name}/branch_rank": 0.25 if out else 0.75 for name, out in left_out.items()}
     if menu.weight_sparsity:
         zeros = {name: setting.weight_sparsity for name, setting in settings.items()}
         params |= _level_and_offsets("weight_sparsity", zeros, 0.0, *_WEIGHT_SPARSITY)

@@ -21,7 +21,7 @@ def vgg() -> Layers:
 
 
 def resnet20() -> Layers:
-    """Nineteen convolutions, of which those that write into one residual stream share a group, and a classifier."""
+    """Nineteen convolutions, of which those that write into one residual stream share a group; a branch a block."""
     layers = [_conv("conv1", 3, 16, 32 * 32, "conv1")]
     groups: list[Group] = []
     streams = {"conv1": ["conv1"]}
@@ -34,7 +34,8 @@ def resnet20() -> Layers:
                 streams[stream] = []
             layers.append(_conv(inner, width, channels, side * side, inner))
             layers.append(_conv(outer, channels, channels, side * side, stream))
-            groups.append(Group(name=inner, channels=channels, writers=(inner,), readers={outer: 1}))
+            branch = (inner, outer)
+            groups.append(Group(name=inner, channels=channels, writers=(inner,), readers={outer: 1}, branch=branch))
             streams[stream].append(outer)
             width = channels
     layers.append(Layer(name="linear", kind="linear", weight_shape=(10, 64), params=650, macs=640))

@@ -89,7 +89,7 @@ def test_the_parameters_alone_give_the_policy_again(name: str, layers: Layers, t
         ("per_stage", 5 + 3 + 4 + 4, 5 + 3 + 4 + 4),
         ("per_layer", 4 + 3 + 4, 4 + 12 + 20),
         ("mixed_precision", 3 + 2 * 4 + 2, 3 + 2 * 20 + 2),
-        ("joint", 12 + 3 + 2 * 4, 12 + 12 + 2 * 20),
+        ("joint", 12 + 3 + 2 * 4, 12 + 12 + 2 * 20 + 1 + 9),
     ],
 )
 def test_as_many_parameters_as_it_says(name: str, of_vgg: int, of_resnet20: int) -> None:
@@ -201,12 +201,28 @@ def test_joint_asks_for_everything() -> None:
 
 def test_levels_alone_begin_a_search_near_something_known() -> None:
     study = optuna.create_study(sampler=RandomSampler(seed=0))
-    study.enqueue_trial({"weight_bits": 4, "channel_sparsity": 0.5, "weight_sparsity": 0.0})
+    study.enqueue_trial({"weight_bits": 4, "channel_sparsity": 0.5, "weight_sparsity": 0.0, "branches_left_out": 0})
     policy = joint.space(study.ask(), resnet20(), Target())
     inner = [setting for name, setting in policy.layers.items() if name not in resnet20().ends]
     assert {setting.weight_bits for setting in inner} <= {2, 3, 4, 5, 6}
     assert set(policy.channel_sparsity.values()) <= {0.25, 0.375, 0.5, 0.625, 0.75}
     assert {setting.weight_sparsity for setting in inner} <= {0.0, 0.1, 0.2}
+
+
+def test_branches_of_the_least_rank_are_left_out() -> None:
+    layers = resnet20()
+    branches = [group.name for group in layers.groups if group.branch]
+    ranks = {f"{name}/branch_rank": place / 10 for place, name in enumerate(reversed(branches))}
+    study = optuna.create_study(sampler=RandomSampler(seed=0))
+    for count in range(6):
+        study.enqueue_trial({"branches_left_out": count, **ranks})
+        policy = joint.space(study.ask(), layers, Target())
+        gone = [name for name, share in policy.channel_sparsity.items() if share == 1]
+        assert sorted(gone) == sorted(branches[len(branches) - count :])
+        near = joint.nearest_params(policy, layers, Target())
+        assert near["branches_left_out"] == count
+        again = joint.space(FixedTrial(near | {"steps": 100}), layers, Target())
+        assert {name for name, share in again.channel_sparsity.items() if share == 1} == set(gone)
 
 
 def test_a_runtime_without_integers_is_offered_floats(monkeypatch: pytest.MonkeyPatch) -> None:

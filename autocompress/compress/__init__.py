@@ -44,8 +44,7 @@ def compress(
         if name not in names:
             raise unknown_name("layer", name, names - {""})
     groups, few = tuple(groups), nested.take(calibration, slice(_EXAMPLES))
-    gone = policy.left_out(groups)
-    shares = {root: share for root, share in policy.channel_sparsity.items() if share == 1 or root not in gone}
+    gone, shares = policy.left_out(groups), policy.cuts(groups)
     layers = {name: layer for name, layer in policy.layers.items() if name not in gone}
     student, kept = cut(student, shares, policy.importance, few, gradients, groups)
     compress_weights(student, layers)

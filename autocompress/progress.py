@@ -21,7 +21,7 @@ from autocompress.search import Asked
 
 _RUNNING_SHOWN = 8
 _REFRESH_PER_SECOND = 4
-_REFITTING = "the sampling is over: training the best models further"
+_REFITTING = "training the best models further"
 
 
 @contextmanager

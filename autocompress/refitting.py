@@ -19,11 +19,12 @@ _CANDIDATES = 200
 
 @dataclass(frozen=True)
 class Refit:
-    """Further training of the best models when the sampling is over, warm from their checkpoints.
+    """Further training of the best models, warm from their checkpoints.
 
-    Up to `models` of them, the members of the front first, then those nearest to it, each for `steps` more steps (None: four
-    times as many as its trial had, or as the longest where it had none) and with `seeds` seeds. Of a budget in minutes or
-    worker-seconds the `share` is kept for it; of trials none is.
+    Up to `models` of them when the sampling is over, the members of the front first, then those nearest to it, each for
+    `steps` more steps (None: four times as many as its trial had, or as the longest where it had none) and with `seeds`
+    seeds. Of a budget in minutes or worker-seconds the `share` is kept for it, and refits have that share of the sampling
+    too; of trials none is, and refits come last.
     """
 
     models: int = 8
@@ -53,16 +54,16 @@ def next_to_refit(
     """
     complete = [result for result in results if result.status is Status.COMPLETE]
     known = [result.metrics for result in complete if not missed(result.metrics, limits, baseline)]
-    known += [_hoped(result, objectives, baseline) for result in complete if result.number in taken]
+    known += [hoped(result, objectives, baseline) for result in complete if result.number in taken]
     best, most = None, hypervolume(known, objectives, baseline) + 1e-9
     front = {member.number for member in ParetoFront.of(results, objectives, limits, baseline).members}
     candidates = [result for result in complete if result.refit_of is None and result.number not in taken]
     oldest = max(0, len(candidates) - _CANDIDATES)
     for result in [result for place, result in enumerate(candidates) if place >= oldest or result.number in front]:
-        hoped = _hoped(result, objectives, baseline)
-        if missed(hoped, limits, baseline):
+        metrics = hoped(result, objectives, baseline)
+        if missed(metrics, limits, baseline):
             continue
-        volume = hypervolume([*known, hoped], objectives, baseline)
+        volume = hypervolume([*known, metrics], objectives, baseline)
         if volume > most:
             best, most = result, volume
     return best
@@ -74,17 +75,17 @@ def trains(policy: Policy, refit_of: int | None) -> bool:
 
 
 def training_of(parent: TrialResult, results: Sequence[TrialResult]) -> tuple[Finetune, Distill | None]:
-    """How `parent` was trained or, where it was not, most of the others were."""
-    own = parent.policy.finetune, parent.policy.distill
+    """How `parent` was trained or, where it was not, most of the others were; as is usual where none was."""
     if parent.policy.finetune.steps:
-        return own
+        return parent.policy.finetune, parent.policy.distill
     ways = Counter((one.policy.finetune, one.policy.distill) for one in results if trains(one.policy, one.refit_of))
-    return ways.most_common(1)[0][0] if ways else own
+    return ways.most_common(1)[0][0] if ways else (Finetune(), Distill())
 
 
 def trained_steps(parent: TrialResult, results: Sequence[TrialResult]) -> int:
     """The steps of `parent`. One that was best without any training goes on for as long as the others do."""
-    return parent.policy.finetune.steps or max(one.policy.finetune.steps for one in results if one.refit_of is None)
+    longest = max(one.policy.finetune.steps for one in results if one.refit_of is None)
+    return parent.policy.finetune.steps or longest or Finetune().steps
 
 
 def compute_without_training(parent: TrialResult) -> float:
@@ -108,7 +109,8 @@ def seconds_a_step(parent: TrialResult, results: Sequence[TrialResult]) -> float
     return 0.0 if nearest is None else own(nearest) * times_larger(nearest)
 
 
-def _hoped(result: TrialResult, objectives: Sequence[Objective], baseline: dict[str, float]) -> dict[str, float]:
+def hoped(result: TrialResult, objectives: Sequence[Objective], baseline: dict[str, float]) -> dict[str, float]:
+    """The metrics of a complete result, with half of what it has lost in score won back by further training."""
     metrics = dict(result.metrics)
     for objective in objectives:
         name = objective.metric

@@ -21,6 +21,7 @@ from autocompress.layer import Layers
 from autocompress.policy import Policy
 from autocompress.refitting import (
     compute_without_training,
+    hoped,
     next_to_refit,
     seconds_a_step,
     trained_steps,
@@ -47,6 +48,8 @@ RANDOM_AFTER = 20
 EXHAUSTED_AFTER = 200
 
 _LOST = "the study has lost this trial"
+# Fewer trials there have to be before the first is trained further.
+_FEWEST_TO_CHOOSE_FROM = 8
 # How many times longer than its trial a refit trains, unless the experiment says otherwise.
 _REFIT_TIMES = 4
 
@@ -79,8 +82,9 @@ class Search:
     far. Told in order, the same seed gives the same policies, in one session or many. (A sampler object of the user's
     keeps its own random state, which a new session begins anew.) TPE goes by the latest 500 trials and the front.
 
-    **Rungs.** Every rung of a running trial is reported; the answer says whether the trial goes on. When the sampling is
-    over, the best are asked for once more as refits, each a trial of its own with the parameters of the first.
+    **Rungs.** Every rung of a running trial is reported; the answer says whether the trial goes on. The best are asked for
+    once more as refits, each a trial of its own with the parameters of the first: when the sampling is over and, of a budget
+    of time, whenever refits have had less than their share of the compute since the start parameters were run.
 
     `prior` is what a guided space is given, `spent` the worker-seconds it took to make. `baseline` holds the metrics of
     the uncompressed model, `study` the file of a journal or any Optuna storage. The time of the budget runs from here.
@@ -130,8 +134,10 @@ class Search:
         self._storage = open_journal(study) if isinstance(study, Path) else study
         self._study = open_study(self._storage, experiment, study)
         self._go_on(recorded)
-        for params in start_params(experiment, prior):
+        starts = start_params(experiment, prior)
+        for params in starts:
             self._study.enqueue_trial(params, skip_if_exists=True)
+        self._starts = max(len(starts), _FEWEST_TO_CHOOSE_FROM)
 
     @property
     def results(self) -> tuple[TrialResult, ...]:
@@ -229,7 +235,8 @@ class Search:
             if why is None or "refit_of" in trial.user_attrs:
                 return trial
         if why is None:
-            return self._study.ask()
+            early = self._next_refit() if self._refit_is_due() else None
+            return early or self._study.ask()
         refit = self._next_refit() if self._experiment.refit is not None else None
         if refit is None:
             many = self._refitted()
@@ -249,6 +256,15 @@ class Search:
         if self._repeats >= EXHAUSTED_AFTER:
             return f"{self._repeats} policies in a row had been run before: the search space is exhausted"
         return None
+
+    def _refit_is_due(self) -> bool:
+        budget, refit = self._experiment.budget, self._experiment.refit
+        if refit is None or (budget.minutes is None and budget.worker_seconds is None) or self._last_sampled < self._starts - 1:
+            return False
+        running = sum(asked.refit_of is not None for asked in self._running.values())
+        later = [result for result in self._results if result.number >= self._starts]
+        refits = sum(result.compute for result in later if result.refit_of is not None)
+        return running <= refit.share * len(self._running) and refits <= refit.share * sum(result.compute for result in later)
 
     def _next_refit(self) -> Trial | None:
         """The trial that is most worth further training, as a new trial of the study. None when there is no more to do."""
@@ -362,10 +378,13 @@ class Search:
             trial.set_user_attr("duplicate_of", result.number)
         if state is TrialState.COMPLETE:
             values = [result.metrics[objective.metric] for objective in self._objectives]
-            beyond = missed(result.metrics, self._limits, self._baseline)
+            # What training may bring within a limit, the sampler is not to keep away from.
+            untrained = self._experiment.refit is not None and not result.policy.finetune.steps
+            judged = hoped(result, self._objectives, self._baseline) if untrained else result.metrics
+            beyond = missed(judged, self._limits, self._baseline)
             for limit in self._limits:
                 if limit.text not in trial.constraints:
-                    excess = limit.excess(result.metrics, self._baseline)
+                    excess = limit.excess(judged, self._baseline)
                     trial.set_constraint(limit.text, excess if limit in beyond else min(excess, 0.0))
         else:
             trial.set_user_attr("rungs", [[rung.step, rung.accuracy] for rung in result.rungs])

@@ -84,7 +84,7 @@ class Search:
 
     **Rungs.** Every rung of a running trial is reported; the answer says whether the trial goes on. The best are asked for
     once more as refits, each a trial of its own with the parameters of the first: when the sampling is over and, of a budget
-    of time, whenever refits have had less than their share of the compute since the start parameters were run.
+    of time, whenever refits have had less than their share of the compute since there are some to choose from.
 
     `prior` is what a guided space is given, `spent` the worker-seconds it took to make. `baseline` holds the metrics of
     the uncompressed model, `study` the file of a journal or any Optuna storage. The time of the budget runs from here.
@@ -134,10 +134,8 @@ class Search:
         self._storage = open_journal(study) if isinstance(study, Path) else study
         self._study = open_study(self._storage, experiment, study)
         self._go_on(recorded)
-        starts = start_params(experiment, prior)
-        for params in starts:
+        for params in start_params(experiment, prior):
             self._study.enqueue_trial(params, skip_if_exists=True)
-        self._starts = max(len(starts), _FEWEST_TO_CHOOSE_FROM)
 
     @property
     def results(self) -> tuple[TrialResult, ...]:
@@ -259,10 +257,12 @@ class Search:
 
     def _refit_is_due(self) -> bool:
         budget, refit = self._experiment.budget, self._experiment.refit
-        if refit is None or (budget.minutes is None and budget.worker_seconds is None) or self._last_sampled < self._starts - 1:
+        if refit is None or (budget.minutes is None and budget.worker_seconds is None):
+            return False
+        if self._last_sampled < _FEWEST_TO_CHOOSE_FROM - 1:
             return False
         running = sum(asked.refit_of is not None for asked in self._running.values())
-        later = [result for result in self._results if result.number >= self._starts]
+        later = [result for result in self._results if result.number >= _FEWEST_TO_CHOOSE_FROM]
         refits = sum(result.compute for result in later if result.refit_of is not None)
         return running <= refit.share * len(self._running) and refits <= refit.share * sum(result.compute for result in later)
 

@@ -1,14 +1,15 @@
 """A few coefficients, of which the prior makes a policy for every layer: each fits the limits before it is trained.
 
-`size_budget` is a size, from 0 (the largest worth searching) to 1 (the smallest) on a logarithmic scale. The policy is the
-one of least summed divergence for that size, leaning as the others say: `latency_weight` is what time counts against
-size, `sparsity_trade` makes removed channels and zeros dearer (above 1) or cheaper than bits, ``stage1/sensitivity`` to
-``stage3/sensitivity`` make the first, second and last third of the network more sensitive than it was measured to be.
-`finetune` says whether the repaired student is trained at all, `learning_rate`, ``distill/temperature`` and ``distill/share``
-how. In all 10 parameters, with several `steps` 11.
+`size_budget` is a size, from 0 (the largest worth searching) to 1 (the smallest) on a logarithmic scale, and `latency_budget`
+a time, from 0 (that of the mildest policy) to 1 (the least worth searching). The policy is the one of least summed
+divergence that keeps to both, leaning as the others say: `sparsity_trade` makes removed channels, branches and zeros dearer
+(above 1) or cheaper than bits, ``stage1/sensitivity`` to ``stage3/sensitivity`` make the first, second and last third of the
+network more sensitive than it was measured to be. `finetune` says whether the repaired student is trained at all,
+`learning_rate`, ``distill/temperature`` and ``distill/share`` how. In all 10 parameters, with several `steps` 11.
 
-`start` gives parameters along the whole front to begin with, ``Experiment(space=budgeted.space, start=budgeted.start)``: first
-without fine-tuning, which takes seconds, so that there is a front before anything has been trained.
+`start` gives parameters along the whole front to begin with, ``Experiment(space=budgeted.space, start=budgeted.start)``:
+without fine-tuning, which takes seconds, so that there is a front before anything has been trained, and something to choose
+from of what is (`Refit`).
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from autocompress.errors import InputError
 from autocompress.experiment import Space
 from autocompress.layer import Layers
 from autocompress.policy import Distill, Finetune, Policy
-from autocompress.prior import BEGINNINGS, TRAINED_BEGINNINGS, Leaning, Prior
+from autocompress.prior import BEGINNINGS, Leaning, Prior
 from autocompress.target import Target
 
 STEPS = 200
@@ -30,9 +31,9 @@ STEPS = 200
 def space(trial: BaseTrial, layers: Layers, target: Target, prior: Prior, *, steps: int | Sequence[int] = STEPS) -> Policy:
     if (prior.layers, prior.target) != (layers, target):
         raise InputError("the prior was made for another network or target")
-    budget = trial.suggest_float("size_budget", 0.0, 1.0)
+    size = prior.size_at(trial.suggest_float("size_budget", 0.0, 1.0))
+    time = prior.latency_at(trial.suggest_float("latency_budget", 0.0, 1.0))
     leaning = Leaning(
-        latency_weight=trial.suggest_float("latency_weight", 0.0, 1.0),
         sparsity_trade=trial.suggest_float("sparsity_trade", 0.25, 4.0, log=True),
         stages=(_suggest_sensitivity(trial, 1), _suggest_sensitivity(trial, 2), _suggest_sensitivity(trial, 3)),
     )
@@ -46,7 +47,7 @@ def space(trial: BaseTrial, layers: Layers, target: Target, prior: Prior, *, ste
         temperature=trial.suggest_float("distill/temperature", 1.0, 10.0, log=True),
         share=trial.suggest_float("distill/share", 0.0, 0.9),
     )
-    policy = prior.solve(prior.size_at(budget), leaning=leaning)
+    policy = prior.solve(size, time, leaning=leaning)
     return policy.model_copy(update={"finetune": finetune, "distill": distill})
 
 
@@ -56,20 +57,13 @@ def make(*, steps: int | Sequence[int] = STEPS) -> Space:
 
 
 def start(prior: Prior) -> list[dict[str, Any]]:
-    """Sets of parameters along the front: up to twelve without fine-tuning, then up to four others with it.
-
-    Most are for size above all, some for time as well. No two give the same policy.
-    """
-    neutral = {"sparsity_trade": 1.0} | {f"stage{stage}/sensitivity": 1.0 for stage in (1, 2, 3)}
-    teacher = {"distill/temperature": 4.0, "distill/share": 0.6}
+    """Up to twelve sets of parameters along the front, without fine-tuning. No two give the same policy."""
+    others = {"sparsity_trade": 1.0} | {f"stage{stage}/sensitivity": 1.0 for stage in (1, 2, 3)}
+    others |= {"finetune": False, "learning_rate": 1e-3, "distill/temperature": 4.0, "distill/share": 0.6}
     found: dict[str, dict[str, Any]] = {}
-    for trains, beginnings in ((False, BEGINNINGS), (True, TRAINED_BEGINNINGS)):
-        for place, (budget, weight) in enumerate(beginnings):
-            policy = prior.solve(prior.size_at(budget), leaning=Leaning(latency_weight=weight))
-            where = {"size_budget": budget, "latency_weight": weight}
-            # The more was taken away, the higher a rate pays; which one pays here is not known yet.
-            training = {"finetune": trains, "learning_rate": (3e-3, 1e-3)[place % 2]}
-            found.setdefault(policy.key(), where | neutral | training | teacher)
+    for size, time in BEGINNINGS:
+        policy = prior.solve(prior.size_at(size), prior.latency_at(time))
+        found.setdefault(policy.key(), {"size_budget": size, "latency_budget": time} | others)
     return list(found.values())
 
 

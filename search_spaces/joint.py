@@ -23,7 +23,7 @@ from optuna.trial import BaseTrial
 from autocompress.experiment import Space
 from autocompress.layer import Layers
 from autocompress.policy import Distill, Finetune, Importance, LayerPolicy, Policy
-from autocompress.prior import BEGINNINGS, Leaning, Prior
+from autocompress.prior import BEGINNINGS, Prior
 from autocompress.space import (
     SPREAD,
     integer_bits,
@@ -75,8 +75,8 @@ def make(*, steps: Sequence[int] = STEPS) -> Space:
 def start(prior: Prior) -> list[dict[str, Any]]:
     """The parameters nearest to up to twelve policies of the prior along the front; steps are left to the sampler."""
     found: list[dict[str, Any]] = []
-    for size, weight in BEGINNINGS:
-        policy = prior.solve(prior.size_at(size), leaning=Leaning(latency_weight=weight))
+    for size, time in BEGINNINGS:
+        policy = prior.solve(prior.size_at(size), prior.latency_at(time))
         params = nearest_params(policy, prior.layers, prior.target)
         if params not in found:
             found.append(params)

@@ -1,7 +1,7 @@
 """From what each option does alone to whole policies: for a size or a time, the one of least summed divergence."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -57,14 +57,12 @@ class Reach:
     latency_ms: tuple[float, float]
 
 
-# Where a search begins: positions on the scale of sizes, with the weight of time. Those first that are sure to be good and
-# far from the uncompressed model: the mildest are hardly a gain, and the boldest may have lost too much.
+# Where a search begins: positions on the scales of sizes and of times. Those first that are sure to be good and far from the
+# uncompressed model: the mildest are hardly a gain, and the boldest may have lost too much.
 BEGINNINGS = (
-    *((0.4, 0.2), (0.25, 0.2), (0.6, 0.2), (0.45, 0.8), (0.65, 0.8), (0.85, 0.2)),
-    *((0.1, 0.2), (0.7, 0.2), (0.95, 0.6), (0.5, 0.2), (0.8, 0.9), (0.15, 0.8)),
+    *((0.4, 0.0), (0.45, 0.5), (0.25, 0.0), (0.3, 0.3), (0.6, 0.2), (0.5, 0.7)),
+    *((0.1, 0.0), (0.65, 0.5), (0.8, 0.3), (0.7, 0.9), (0.95, 0.6), (0.15, 0.15)),
 )
-# Others between them, for those that are trained.
-TRAINED_BEGINNINGS = ((0.75, 0.5), (0.55, 0.5), (0.9, 0.5), (0.35, 0.5))
 _NEUTRAL = Leaning()
 
 
@@ -132,17 +130,31 @@ class Prior:
         largest, smallest = self.searched
         return largest * math.pow(smallest / largest, position)
 
+    def latency_at(self, position: float) -> float:
+        """The time at a position from 0 (that of the mildest policy) to 1 (the least worth searching), as for sizes."""
+        slowest, fastest = self.reach.latency_ms[0], self._fastest
+        return slowest * math.pow(min(1.0, fastest / slowest), position)
+
     @cached_property
     def searched(self) -> tuple[float, float]:
         """The largest and the smallest size worth searching, within the limits.
 
         The larger of two models that lose nothing is never on the front, and one that has lost all never gets it back.
         """
-        largest = self._neutral.largest_divergence
-        lost = min(_LOST * largest, _LOST_NATS if self._in_nats else math.inf)
+        noticed = min(_NOTICED * self._neutral.largest_divergence, self._lost / _WORSE)
+        high, low = self.reach.size_bytes
+        largest, smallest = (self._where(loss, high, low, lambda size: self.solve(size)) for loss in (noticed, self._lost))
+        return largest, smallest
+
+    @cached_property
+    def _fastest(self) -> float:
+        return self._where(self._lost, *self.reach.latency_ms, lambda ms: self.solve(latency_ms=ms))
+
+    @cached_property
+    def _lost(self) -> float:
+        lost = min(_LOST * self._neutral.largest_divergence, _LOST_NATS if self._in_nats else math.inf)
         # Where limits leave nothing so mild, what is a little less mild is searched.
-        lost = max(lost, _WORSE * self.divergence(self.solve()))
-        return self._size_where(min(_NOTICED * largest, lost / _WORSE)), self._size_where(lost)
+        return max(lost, _WORSE * self.divergence(self.solve()))
 
     @cached_property
     def reach(self) -> Reach:
@@ -173,16 +185,15 @@ class Prior:
         """The summed divergence of a policy; zeros between the shares that were measured are interpolated."""
         return summed_divergence(self._whole, policy.canonical(self.layers, self.target.menu))
 
-    def _size_where(self, divergence: float) -> float:
-        """The size at which the least summed divergence comes to so much."""
-        high, low = self.reach.size_bytes
-        if self.divergence(self.solve(high)) >= divergence:
+    def _where(self, divergence: float, high: float, low: float, solve: Callable[[float], Policy]) -> float:
+        """The budget, from `high` to `low`, at which the least summed divergence of what `solve` gives comes to so much."""
+        if self.divergence(solve(high)) >= divergence:
             return high
-        if self.divergence(self.smallest()) <= divergence:
+        if self.divergence(solve(low)) <= divergence:
             return low
         for _ in range(_HALVINGS):
-            size = math.sqrt(high * low)
-            high, low = (size, low) if self.divergence(self.solve(size)) <= divergence else (high, size)
+            budget = math.sqrt(high * low)
+            high, low = (budget, low) if self.divergence(solve(budget)) <= divergence else (high, budget)
         return low
 
     @cached_property

@@ -79,7 +79,7 @@ def test_a_log_has_a_line_for_every_trial_that_says_how_far_the_search_is() -> N
     view.started(asked(7, 1))
     heads = [line.split("]")[0] + "]" for line in lines_of(view)[1:]]
     assert heads[:3] == ["[1/3]", "[2/3, 1 stopped]", "[3/3, 1 stopped, 1 failed]"]
-    assert lines_of(view)[4] == "the sampling is over: training the best models further"
+    assert lines_of(view)[4] == "training the best models further"
     assert heads[4] == "[3/3, 1 trained further, 1 stopped, 1 failed]"
     assert len(heads) == 5, "it is said once"
 

@@ -247,7 +247,7 @@ def test_an_untrained_trial_is_refitted_as_long_as_trained_ones_are_within_the_b
             assert search.used_seconds <= 40.0 + 1.0
 
 
-def test_an_untrained_trial_is_not_refitted_without_steps(tmp_path: Path) -> None:
+def test_an_untrained_trial_is_trained_as_usual_where_no_other_was(tmp_path: Path) -> None:
     def still(trial: Any, layers: Any, target: Any) -> Policy:
         share = trial.suggest_float("share", 0.0, 0.8)
         return Policy(channel_sparsity={group.name: share for group in layers.groups}, finetune=Finetune(steps=0))
@@ -257,4 +257,6 @@ def test_an_untrained_trial_is_not_refitted_without_steps(tmp_path: Path) -> Non
     while (one := search.ask()) is not None:
         asked.append(one)
         search.tell(measured(one))
-    assert len(asked) == 3
+    assert [one.refit_of is not None for one in asked] == 3 * [False] + 2 * [True]
+    assert {one.policy.finetune for one in asked[3:]} == {Finetune(steps=800)}
+    assert {one.policy.distill for one in asked[3:]} == {Distill()}

@@ -65,7 +65,7 @@ class Weighed:
         self._cuts_of = [
             tuple({*part.reads, *part.branch_of, *(() if part.writes is None else (part.writes,))}) for part in self.parts
         ]
-        self._known: dict[tuple[int | None, ...], tuple[Floats, Floats]] = {}
+        self._known: dict[tuple[int | None, ...], tuple[Floats, Floats, Floats]] = {}
         self._rest = network.rest_bytes, network.rest_ms
         self.largest_divergence = max(1e-12, *(float(of.max()) for of in (*of_cuts, *of_parts)))
         self.mildest = State((0,) * len(self.cuts), tuple(_smallest_of_first_form(part) for part in self.parts))
@@ -81,8 +81,8 @@ class Weighed:
         size, ms = self._rest
         divergence = sum(float(of[place]) for of, place in zip(self._of_cuts, state.kept, strict=True))
         for place, row in enumerate(state.rows):
-            sizes, times = self._costs(place, state.kept)
-            divergence += float(self._of_parts[place][row])
+            sizes, times, lost = self._costs(place, state.kept)
+            divergence += float(lost[row, 0])
             size += float(sizes[row, 0])
             ms += float(times[row, 0])
         return Worth(divergence, size, ms)
@@ -114,18 +114,20 @@ class Weighed:
 
     def _priced(self, place: int, kept: Sequence[int], prices: Prices, cut: int | None = None) -> Floats:
         """What a part costs: [row][count of the cut]."""
-        sizes, times = self._costs(place, kept, cut)
-        priced: Floats = prices.size * sizes + prices.ms * times + self._of_parts[place][:, None]
+        sizes, times, lost = self._costs(place, kept, cut)
+        priced: Floats = prices.size * sizes + prices.ms * times + lost
         return priced
 
-    def _costs(self, place: int, kept: Sequence[int], cut: int | None = None) -> tuple[Floats, Floats]:
-        """The bytes and milliseconds of a part: [row][count of the cut], one count where there is none."""
+    def _costs(self, place: int, kept: Sequence[int], cut: int | None = None) -> tuple[Floats, Floats, Floats]:
+        """The bytes, milliseconds and divergence of a part: [row][count of the cut], one count where there is none."""
         key = place, cut, *(kept[other] for other in self._cuts_of[place] if other != cut)
         if key not in self._known:
             part = self.parts[place]
             widths = (*self._widths(part, kept, cut), self._is_there(part, kept, cut))
             inputs, outputs, there = np.broadcast_arrays(*(np.atleast_1d(width) for width in widths))
-            self._known[key] = part.sizes(inputs, outputs) * there, part.times(inputs, outputs) * there
+            costs = part.sizes(inputs, outputs), part.times(inputs, outputs), self._of_parts[place][:, None]
+            size, ms, lost = (cost * there for cost in costs)
+            self._known[key] = size, ms, lost
         return self._known[key]
 
     def _widths(self, part: Part, kept: Sequence[int], cut: int | None) -> tuple[Counts, Counts]:
@@ -149,19 +151,19 @@ class Weighed:
 
     def _changes_of_cuts(self, state: State) -> Iterator[tuple[Floats, Floats, Floats]]:
         for place, cut in enumerate(self.cuts):
-            size, ms = np.zeros(len(cut.kept)), np.zeros(len(cut.kept))
+            divergence, size, ms = self._of_cuts[place].copy(), np.zeros(len(cut.kept)), np.zeros(len(cut.kept))
             for member in cut.layers:
-                sizes, times = self._costs(member, state.kept, place)
+                sizes, times, lost = self._costs(member, state.kept, place)
                 size += sizes[state.rows[member]]
                 ms += times[state.rows[member]]
+                divergence += lost[state.rows[member]]
             now = state.kept[place]
-            yield self._of_cuts[place] - self._of_cuts[place][now], size - size[now], ms - ms[now]
+            yield divergence - divergence[now], size - size[now], ms - ms[now]
 
     def _changes_of_parts(self, state: State) -> Iterator[tuple[Floats, Floats, Floats]]:
         for place, now in enumerate(state.rows):
-            sizes, times = self._costs(place, state.kept)
-            size, ms = sizes[:, 0], times[:, 0]
-            yield self._of_parts[place] - self._of_parts[place][now], size - size[now], ms - ms[now]
+            size, ms, divergence = (cost[:, 0] for cost in self._costs(place, state.kept))
+            yield divergence - divergence[now], size - size[now], ms - ms[now]
 
 
 def _undominated(part: Part, divergence: Floats) -> NDArray[np.bool_]:

@@ -28,8 +28,8 @@ _REFERENCE_RUNS = 5
 _RUNS = 40
 _FEWEST_RUNS = 3
 _SECONDS = 0.004
-# So much slower than a wider one a layer can be.
-_SLOWER = 1.1
+# So much slower than a wider one a layer can be: 8 outputs take ONNX Runtime 1.6 times as long as 16 on some CPUs.
+_SLOWER = 2.0
 # Files timed before those who train are let by.
 _PORTION = 16
 # Of larger tensors some output channels tell how many weights are rounded to zero.

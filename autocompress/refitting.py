@@ -1,14 +1,13 @@
 """Which finished trial is most worth further training, how it is trained then, and what that takes."""
 
 import math
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from autocompress.errors import ExperimentError
 from autocompress.front import ParetoFront, hypervolume, missed
 from autocompress.objective import Limit, Objective
-from autocompress.policy import Distill, Finetune, Policy
+from autocompress.policy import Finetune, Policy
 from autocompress.result import Status, TrialResult
 
 # Further training wins back about half of what compression has lost.
@@ -72,14 +71,6 @@ def next_to_refit(
 def trains(policy: Policy, refit_of: int | None) -> bool:
     """Whether a trial is sampled, and fine-tuned."""
     return refit_of is None and policy.finetune.steps > 0
-
-
-def training_of(parent: TrialResult, results: Sequence[TrialResult]) -> tuple[Finetune, Distill | None]:
-    """How `parent` was trained or, where it was not, most of the others were; as is usual where none was."""
-    if parent.policy.finetune.steps:
-        return parent.policy.finetune, parent.policy.distill
-    ways = Counter((one.policy.finetune, one.policy.distill) for one in results if trains(one.policy, one.refit_of))
-    return ways.most_common(1)[0][0] if ways else (Finetune(), Distill())
 
 
 def trained_steps(parent: TrialResult, results: Sequence[TrialResult]) -> int:

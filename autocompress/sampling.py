@@ -127,13 +127,17 @@ def start_params(experiment: Experiment, prior: "Prior | None") -> list[dict[str
 
 def sampled(experiment: Experiment, layers: Layers, trial: BaseTrial, prior: "Prior | None") -> Policy:
     """The canonical policy that the space makes. Raises `InputError` when there is none."""
-    menu = experiment.target.menu
+    return asked_for(experiment, layers, trial, prior).canonical(layers, experiment.target.menu)
+
+
+def asked_for(experiment: Experiment, layers: Layers, trial: BaseTrial, prior: "Prior | None") -> Policy:
+    """The policy as the space makes it, with what does not matter in it. Raises `InputError` when there is none."""
     try:
         policy = experiment.space(trial, layers, experiment.target, *([prior] if is_guided(experiment.space) else []))
         if not isinstance(policy, Policy):
             raise TypeError(f"it returned {policy!r}")
-        policy.check(layers, menu)
-        return policy.canonical(layers, menu)
+        policy.check(layers, experiment.target.menu)
+        return policy
     except ValidationError as error:
         raise _no_policy(first_problem(error)) from error
     except InputError as error:

@@ -11,25 +11,24 @@ import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState, create_trial
 
 from autocompress.errors import InputError, unknown_name
 from autocompress.experiment import Experiment
 from autocompress.front import FrontSoFar, ParetoFront, missed, unusable
 from autocompress.halving import Ladder
 from autocompress.layer import Layers
-from autocompress.policy import Policy
+from autocompress.policy import Distill, Policy
 from autocompress.refitting import (
     compute_without_training,
     hoped,
     next_to_refit,
     seconds_a_step,
     trained_steps,
-    training_of,
     trains,
 )
 from autocompress.result import Rung, Status, TrialResult
-from autocompress.sampling import SAMPLERS, rehearse, sampled, sampler_named, start_params
+from autocompress.sampling import SAMPLERS, asked_for, rehearse, sampled, sampler_named, start_params
 from autocompress.study import STUDY_NAME, open_journal, open_study
 
 if TYPE_CHECKING:
@@ -284,9 +283,17 @@ class Search:
         steps = self._affordable(parent, refit.steps or _REFIT_TIMES * trained)
         if steps < max(1, trained // 2):
             return None
-        finetune, distill = training_of(parent, self._results)
-        finetune = finetune.model_copy(update={"steps": steps})
-        return self._refit_trial(parent, parent.policy.model_copy(update={"finetune": finetune, "distill": distill}))
+        like = parent.policy if parent.policy.finetune.steps else self._untrained(parent.number)
+        finetune = like.finetune.model_copy(update={"steps": steps})
+        return self._refit_trial(parent, parent.policy.model_copy(update={"finetune": finetune, "distill": like.distill}))
+
+    def _untrained(self, number: int) -> Policy:
+        """How a trial that was not trained would have been: that is in its parameters, not in its policy."""
+        params = self._study.get_trials(deepcopy=False)[number].params
+        try:
+            return asked_for(self._experiment, self._layers, FixedTrial(params), self._prior)
+        except InputError:  # the study has lost them
+            return Policy(distill=Distill())
 
     def _refitted(self) -> int:
         """How many were refitted since the sampling ended: one that goes on with a larger budget has refits of its own."""

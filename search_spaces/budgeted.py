@@ -41,11 +41,11 @@ def space(trial: BaseTrial, layers: Layers, target: Target, prior: Prior, *, ste
     length = steps if isinstance(steps, int) else trial.suggest_categorical("steps", list(steps))
     finetune = Finetune(
         steps=length if trains else 0,
-        learning_rate=trial.suggest_float("learning_rate", 3e-4, 3e-3, log=True),
+        learning_rate=trial.suggest_float("learning_rate", 1e-3, 5e-3, log=True),
     )
     distill = Distill(
-        temperature=trial.suggest_float("distill/temperature", 1.0, 10.0, log=True),
-        share=trial.suggest_float("distill/share", 0.0, 0.9),
+        temperature=trial.suggest_float("distill/temperature", 2.0, 8.0, log=True),
+        share=trial.suggest_float("distill/share", 0.3, 0.9),
     )
     policy = prior.solve(size, time, leaning=leaning)
     return policy.model_copy(update={"finetune": finetune, "distill": distill})
@@ -59,7 +59,7 @@ def make(*, steps: int | Sequence[int] = STEPS) -> Space:
 def start(prior: Prior) -> list[dict[str, Any]]:
     """Up to twelve sets of parameters along the front, without fine-tuning. No two give the same policy."""
     others = {"sparsity_trade": 1.0} | {f"stage{stage}/sensitivity": 1.0 for stage in (1, 2, 3)}
-    others |= {"finetune": False, "learning_rate": 1e-3, "distill/temperature": 4.0, "distill/share": 0.6}
+    others |= {"finetune": False, "learning_rate": 3e-3, "distill/temperature": 4.0, "distill/share": 0.6}
     found: dict[str, dict[str, Any]] = {}
     for size, time in BEGINNINGS:
         policy = prior.solve(prior.size_at(size), prior.latency_at(time))

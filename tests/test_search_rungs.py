@@ -15,7 +15,7 @@ from autocompress.refitting import Refit
 from autocompress.result import Rung, Status, TrialResult
 from autocompress.search import Asked, Search
 from search_spaces import uniform
-from tests.test_search import EXPERIMENT, asked_of, measured, search_in, trials_in
+from tests.test_search import BASELINE, EXPERIMENT, asked_of, measured, search_in, trials_in
 
 SPACE = uniform.make(steps=(90,))
 HALVING = Halving(eta=3, rungs=(0.0, 1 / 3))
@@ -247,16 +247,55 @@ def test_an_untrained_trial_is_refitted_as_long_as_trained_ones_are_within_the_b
             assert search.used_seconds <= 40.0 + 1.0
 
 
-def test_an_untrained_trial_is_trained_as_usual_where_no_other_was(tmp_path: Path) -> None:
+def test_an_untrained_trial_is_trained_as_its_space_says(tmp_path: Path) -> None:
     def still(trial: Any, layers: Any, target: Any) -> Policy:
         share = trial.suggest_float("share", 0.0, 0.8)
         return Policy(channel_sparsity={group.name: share for group in layers.groups}, finetune=Finetune(steps=0))
 
     search = searched(tmp_path / "study.log", space=still, budget=Budget(trials=3), refit=Refit(models=2))
-    asked = []
-    while (one := search.ask()) is not None:
-        asked.append(one)
-        search.tell(measured(one))
-    assert [one.refit_of is not None for one in asked] == 3 * [False] + 2 * [True]
-    assert {one.policy.finetune for one in asked[3:]} == {Finetune(steps=800)}
-    assert {one.policy.distill for one in asked[3:]} == {Distill()}
+    results = run(search)
+    assert [result.refit_of is not None for result in results] == 3 * [False] + 2 * [True]
+    assert {result.policy.finetune for result in results[3:]} == {Finetune(steps=800)}
+    assert {result.policy.distill for result in results[3:]} == {None}, "as its space says"
+
+
+def test_of_a_budget_of_time_refits_have_their_share_from_early_on(tmp_path: Path) -> None:
+    search = searched(
+        tmp_path / "study.log", budget=Budget(trials=None, worker_seconds=600.0), refit=Refit(models=2, steps=100, share=0.5)
+    )
+    results = run(search)
+    kinds = [result.refit_of is not None for result in results]
+    first = kinds.index(True)
+    assert first == 8, "there have to be some to choose from"
+    assert not all(kinds[first:]), "the sampling goes on"
+    for end in range(first, len(results)):
+        before = results[8:end]
+        refits = sum(result.compute for result in before if result.refit_of is not None)
+        sampling = sum(result.compute for result in results[:end]) < 300
+        if sampling:
+            assert kinds[end] == (refits <= 0.5 * sum(result.compute for result in before))
+    again = searched(tmp_path / "study.log", results[:12], budget=search._experiment.budget, refit=search._experiment.refit)
+    assert (asked := again.ask()) is not None
+    assert (asked.refit_of is not None) == kinds[12]
+
+
+def test_what_training_may_bring_within_a_limit_the_sampler_is_not_kept_from(tmp_path: Path) -> None:
+    def still(trial: Any, layers: Any, target: Any) -> Policy:
+        share = trial.suggest_float("share", 0.0, 0.8)
+        steps = trial.suggest_categorical("steps", [0, 90])
+        return Policy(channel_sparsity={group.name: share for group in layers.groups}, finetune=Finetune(steps=steps))
+
+    limits = ("accuracy >= baseline - 0.1",)
+    for refit, within in ((Refit(), True), (None, False)):
+        where = tmp_path / f"{within}.log"
+        search = searched(
+            where, space=still, limits=limits, budget=Budget(trials=1), refit=refit, start=({"share": 0.3, "steps": 0},)
+        )
+        asked = search.ask()
+        assert asked is not None
+        lost = measured(asked).model_copy(
+            update={"metrics": measured(asked).metrics | {"accuracy": BASELINE["accuracy"] - 0.15}}
+        )
+        search.tell(lost)
+        (trial,) = search._study.get_trials()
+        assert (trial.constraints[limits[0]] <= 0) == within

@@ -22,8 +22,6 @@ _FACTOR = 8.0
 _DEAREST = 1e9
 _BISECTIONS = 8
 _TURNS = 3
-# From prices that far aside a descent comes by other states, now and then by better ones: branches go as a whole.
-_ASIDE = 0.3
 _BALANCED = 0.02
 _SWEEPS = 8
 _STEPS = 300
@@ -63,8 +61,7 @@ def solve(network: Weighed, budgets: Budgets, weight: float | None = None) -> St
     weight = (0.0 if by_size else 1.0) if weight is None else weight
     beside = _FREE
     found: list[State] = []
-    aside = _sides(network, budgets, abs(weight - _ASIDE))
-    for turn, sides in enumerate([*_turns(network, budgets, weight), *([] if aside is None else [aside])]):
+    for turn, sides in enumerate(_turns(network, budgets, weight)):
         if turn == 0:
             prices = sides.prices
             beside = Prices(0.0, prices.ms * (weight > 0)) if by_size else Prices(prices.size * (weight < 1), 0.0)

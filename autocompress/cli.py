@@ -590,5 +590,6 @@ def _layers_table(layers: "Layers") -> Padding:
 def _group_in_words(layers: "Layers", name: str | None) -> str:
     if name is None:
         return "-"
-    unit = layers.group(name).unit
-    return name if unit == 1 else f"{name}, in blocks of {unit}"
+    group = layers.group(name)
+    words = name if group.unit == 1 else f"{name}, in blocks of {group.unit}"
+    return f"{words}, or without the branch" if group.branch else words

@@ -80,6 +80,8 @@ def option_words(option: Option, layers: Layers) -> str:
                 return f"{option.value:.0%} of the channels removed"
             others = len(group.writers) - 1
             shared = f", together with {others} other layer{'s' if others > 1 else ''}" if others else ""
+            if option.value == 1:
+                return f"the branch of {len(group.branch)} layer{'s' * (len(group.branch) > 1)} left out"
             return f"{round(option.value * group.channels)} of {group.channels} channels removed{shared}"
         case "weight_bits":
             return f"weights in {option.value:g} bits"
@@ -90,13 +92,16 @@ def option_words(option: Option, layers: Layers) -> str:
 
 
 def _column_key(entries: Iterable[Divergence]) -> Callable[[Option], float]:
-    """The value of the column an option stands in: its own, or for many different channel shares the nearest eighth."""
+    """The value of the column an option stands in: its own, or for many different channel shares the nearest eighth.
+
+    Without any of its channels a branch is another network: that has a column of its own.
+    """
     shares = {round(entry.option.value, 6) for entry in entries if entry.option.what == "channel_sparsity"}
     if len(shares) <= _MOST_SHARES:
         return lambda option: round(option.value, 6)
     return lambda option: (
         max(1, min(_EIGHTHS - 1, round(option.value * _EIGHTHS))) / _EIGHTHS
-        if option.what == "channel_sparsity"
+        if option.what == "channel_sparsity" and option.value < 1
         else option.value
     )
 

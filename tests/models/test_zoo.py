@@ -142,6 +142,23 @@ def test_the_file_is_the_student_and_smaller(name: str) -> None:
     assert len(file) < len(uncompressed_file(name))
 
 
+def test_without_branches(name: str) -> None:
+    model, inputs, layers = subject(name)
+    branches = [group for group in layers.groups if group.branch]
+    if not branches:
+        pytest.skip("it has none that can be left out")
+    left_out = branches[1::2] or branches  # without any attention the class token of a ViT would see no picture
+    shares = cut(layers, 0.3) | {group.name: 1.0 for group in left_out}
+    policy = Policy(channel_sparsity=shares, layers=dict(entries(layers))).canonical(layers, TARGET.menu)
+    student = compress(model, policy, inputs, groups=layers.groups)
+    there = {module for module, _ in student.named_modules()}
+    assert not any(there & set(group.branch) for group in left_out)
+    assert there >= set(policy.widths(layers, TARGET.menu))
+    file = file_of(student, inputs)
+    assert gap(run(file, inputs), outputs_of(student, inputs)) < ROUNDED
+    assert len(file) < len(uncompressed_file(name))
+
+
 def test_in_integers(name: str) -> None:
     model, inputs, layers = subject(name)
     policy = Policy(layers={layer.name: LayerPolicy(weight_bits=7, activation_bits=8) for layer in layers})

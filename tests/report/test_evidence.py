@@ -103,17 +103,19 @@ def test_the_map_has_a_row_a_layer_and_a_column_an_option_from_mild_to_strong() 
 
 def test_many_channel_shares_are_gathered_into_eighths() -> None:
     layer = Layer(name="wide", kind="conv2d", weight_shape=(60, 3, 3, 3), params=1680, macs=1, group="wide")
-    layers = Layers(layers=(layer,), groups=(Group(name="wide", channels=60, writers=("wide",), readers={}),))
+    group = Group(name="wide", channels=60, writers=("wide",), readers={}, branch=("wide",))
+    layers = Layers(layers=(layer,), groups=(group,))
     menu = Target().menu.model_copy(update={"channel_multiple": 1})
     entries = tuple(
         Divergence(option=option, value=option.value) for option in options(layers, menu) if option.what == "channel_sparsity"
     )
-    assert len(entries) == 59
+    assert len(entries) == 60
     drawn = heat_map(made_sensitivity().model_copy(update={"entries": entries}), layers)
-    assert [column.value for column in drawn.columns] == ["12%", "25%", "38%", "50%", "62%", "75%", "88%"]
+    assert [column.value for column in drawn.columns] == ["12%", "25%", "38%", "50%", "62%", "75%", "88%", "100%"]
     cells = [cell for cell in drawn.cells[0] if cell is not None]
-    assert [cell.divergence for cell in cells] == pytest.approx([k / 8 for k in range(1, 8)], abs=1 / 60)
+    assert [cell.divergence for cell in cells] == pytest.approx([k / 8 for k in range(1, 9)], abs=1 / 60)
     assert cells[3].words == "30 of 60 channels removed"
+    assert cells[-1].words == "the branch of 1 layer left out"
 
 
 def test_what_an_option_does_in_words() -> None:

@@ -51,7 +51,7 @@ def compare(name: str, file: str) -> None:
     summed, true = [], []
     began = time.perf_counter()
     for policy in drawn(prior):
-        student = compress(model, policy, calibration)
+        student = compress(model, policy, calibration, groups=baseline.layers.groups)
         with torch.no_grad():
             true.append(float(task.divergence(student(examples), reference)))
         summed.append(prior.divergence(policy))

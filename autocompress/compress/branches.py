@@ -1,7 +1,7 @@
 """Depth pruning: residual branches, whose outputs are only added to other values, left out as a whole."""
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,9 +24,11 @@ _CALLS |= {torch.relu, nn.functional.relu, nn.functional.relu6, nn.functional.ge
 
 def with_branches(model: nn.Module, groups: Iterable[Group], example: Nested) -> list[Group]:
     """`groups` with the `branch` of each whose channels may all go; `example` is a batch (n, ...)."""
+    whole = trace(model, example)
+    layers = [] if whole is None else [name for name, module in whole.named_modules() if kind_of(module) is not None]
     found, known = [], set[tuple[str, ...]]()
     for group in groups:
-        branch = _branch(model, group, example)
+        branch = _branch(model, group, example, layers)
         # Of several groups within one branch any would do.
         found.append(group.model_copy(update={"branch": branch if branch not in known else ()}))
         known.add(branch)
@@ -52,7 +54,8 @@ def leave_out(model: nn.Module, groups: Iterable[Group], example: Nested) -> Gra
     return graph
 
 
-def _branch(model: nn.Module, group: Group, example: Nested) -> tuple[str, ...]:
+def _branch(model: nn.Module, group: Group, example: Nested, layers: Sequence[str]) -> tuple[str, ...]:
+    """Those of the `layers` that have nothing left to do without any channel of `group`."""
     try:
         rest = leave_out(model, [group], example)
         with torch.no_grad():
@@ -60,7 +63,7 @@ def _branch(model: nn.Module, group: Group, example: Nested) -> tuple[str, ...]:
     except (SurgeryError, RuntimeError):
         return ()
     left = {name for name, _ in rest.named_modules()}
-    gone = tuple(name for name, module in model.named_modules() if kind_of(module) is not None and name not in left)
+    gone = tuple(name for name in layers if name not in left)
     return gone if same and {*group.writers, *group.readers} <= set(gone) else ()
 
 

@@ -5,13 +5,16 @@ a time, from 0 (that of the mildest policy) to 1 (the least worth searching). Th
 divergence that keeps to both, leaning as the others say: `sparsity_trade` makes removed channels, branches and zeros dearer
 (above 1) or cheaper than bits, ``stage1/sensitivity`` to ``stage3/sensitivity`` make the first, second and last third of the
 network more sensitive than it was measured to be. `finetune` says whether the repaired student is trained at all,
-`learning_rate`, ``distill/temperature`` and ``distill/share`` how. In all 10 parameters, with several `steps` 11.
+``distill/temperature`` and ``distill/share`` how, and `learning_rate`: that of the boldest policies, for the less a student
+has lost, the sooner a high rate takes more from it than it gives back (milder ones get it times the root of their
+boldness). In all 10 parameters, with several `steps` 11.
 
 `start` gives parameters along the whole front to begin with, ``Experiment(space=budgeted.space, start=budgeted.start)``:
 without fine-tuning, which takes seconds, so that there is a front before anything has been trained, and something to choose
 from of what is (`Refit`).
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial, update_wrapper
 from typing import Any
@@ -26,6 +29,8 @@ from autocompress.prior import BEGINNINGS, Leaning, Prior
 from autocompress.target import Target
 
 STEPS = 200
+# No policy has a smaller share of the rate.
+_MILDEST = 0.1
 
 
 def space(trial: BaseTrial, layers: Layers, target: Target, prior: Prior, *, steps: int | Sequence[int] = STEPS) -> Policy:
@@ -39,15 +44,14 @@ def space(trial: BaseTrial, layers: Layers, target: Target, prior: Prior, *, ste
     )
     trains = trial.suggest_categorical("finetune", [True, False])
     length = steps if isinstance(steps, int) else trial.suggest_categorical("steps", list(steps))
-    finetune = Finetune(
-        steps=length if trains else 0,
-        learning_rate=trial.suggest_float("learning_rate", 1e-3, 5e-3, log=True),
-    )
+    rate = trial.suggest_float("learning_rate", 2e-3, 8e-3, log=True)
     distill = Distill(
         temperature=trial.suggest_float("distill/temperature", 2.0, 8.0, log=True),
         share=trial.suggest_float("distill/share", 0.3, 0.9),
     )
     policy = prior.solve(size, time, leaning=leaning)
+    rate = float(f"{rate * max(_MILDEST, math.sqrt(prior.boldness(policy))):.3g}")
+    finetune = Finetune(steps=length if trains else 0, learning_rate=rate)
     return policy.model_copy(update={"finetune": finetune, "distill": distill})
 
 
@@ -59,7 +63,7 @@ def make(*, steps: int | Sequence[int] = STEPS) -> Space:
 def start(prior: Prior) -> list[dict[str, Any]]:
     """Up to twelve sets of parameters along the front, without fine-tuning. No two give the same policy."""
     others = {"sparsity_trade": 1.0} | {f"stage{stage}/sensitivity": 1.0 for stage in (1, 2, 3)}
-    others |= {"finetune": False, "learning_rate": 3e-3, "distill/temperature": 4.0, "distill/share": 0.6}
+    others |= {"finetune": False, "learning_rate": 4e-3, "distill/temperature": 4.0, "distill/share": 0.6}
     found: dict[str, dict[str, Any]] = {}
     for size, time in BEGINNINGS:
         policy = prior.solve(prior.size_at(size), prior.latency_at(time))

@@ -185,6 +185,10 @@ class Prior:
         """The summed divergence of a policy; zeros between the shares that were measured are interpolated."""
         return summed_divergence(self._whole, policy.canonical(self.layers, self.target.menu))
 
+    def boldness(self, policy: Policy) -> float:
+        """What a policy loses as a share of the most that is worth searching, summed divergences: 0..1."""
+        return min(1.0, self.divergence(policy) / self._lost)
+
     def _where(self, divergence: float, high: float, low: float, solve: Callable[[float], Policy]) -> float:
         """The budget, from `high` to `low`, at which the least summed divergence of what `solve` gives comes to so much."""
         if self.divergence(solve(high)) >= divergence:

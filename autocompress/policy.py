@@ -102,7 +102,9 @@ class Policy(Noun):
         for name, share in self.channel_sparsity.items():
             group = layers.group(name)
             if share == 1 and not group.branch:
-                raise PolicyError(f"channel_sparsity of {name!r}: the network needs some of its channels; use less than 1")
+                raise PolicyError(
+                    f"channel_sparsity of {name!r} must be less than 1, given {share}: the network needs some of its channels"
+                )
         for name, layer in self.layers.items():
             kind = layers.layer(name).kind
             _on_menu(name, "weight_bits", layer.weight_bits, menu.weight_bits)

@@ -61,7 +61,7 @@ def test_a_network_in_a_line_has_no_branch() -> None:
 def test_channels_that_the_network_needs_cannot_all_go() -> None:
     model, inputs, layers = subject("vgg")
     policy = Policy(channel_sparsity={layers.groups[0].name: 1.0})
-    with pytest.raises(PolicyError, match="the network needs some of its channels; use less than 1"):
+    with pytest.raises(PolicyError, match=r"must be less than 1, given 1.0: the network needs some of its channels"):
         policy.check(layers, MENU)
     with pytest.raises(SurgeryError, match="the network needs some of the channels"):
         compress(model, policy, inputs, groups=layers.groups)

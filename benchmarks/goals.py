@@ -121,10 +121,10 @@ def of_run(folder: Path) -> Case:
 
 
 def policy_for(goal: Goal, prior: Prior, baseline: Baseline) -> Policy:
-    """A little within the goal: predicted bytes are off by a fifth of a per cent, times by a few per cent."""
+    """A little within the goal: predicted bytes are off by a fifth of a per cent, times by several per cent."""
     bytes_ = goal.bytes(baseline)
     size = None if bytes_ is None else 0.99 * bytes_
-    ms = None if goal.times_faster is None else 0.96 * baseline.metrics["latency_ms"] / goal.times_faster
+    ms = None if goal.times_faster is None else 0.93 * baseline.metrics["latency_ms"] / goal.times_faster
     return prior.solve(size, ms)
 
 

@@ -283,11 +283,11 @@ class Search:
         steps = self._affordable(parent, refit.steps or _REFIT_TIMES * trained)
         if steps < max(1, trained // 2):
             return None
-        like = parent.policy if parent.policy.finetune.steps else self._untrained(parent.number)
+        like = parent.policy if parent.policy.finetune.steps else self._as_asked_for(parent.number)
         finetune = like.finetune.model_copy(update={"steps": steps})
         return self._refit_trial(parent, parent.policy.model_copy(update={"finetune": finetune, "distill": like.distill}))
 
-    def _untrained(self, number: int) -> Policy:
+    def _as_asked_for(self, number: int) -> Policy:
         """How a trial that was not trained would have been: that is in its parameters, not in its policy."""
         params = self._study.get_trials(deepcopy=False)[number].params
         try:

@@ -234,15 +234,18 @@ class Search:
         if why is None:
             early = self._next_refit() if self._refit_is_due() else None
             return early or self._study.ask()
+        if self._has_nothing_to_refit() and self._sampling_over(but_refits=False) is None:
+            return self._study.ask()
         refit = self._next_refit() if self._experiment.refit is not None else None
         if refit is None:
             many = self._refitted()
             self._reason = f"{why}; {many} of the best were trained further" if many else why
         return refit
 
-    def _sampling_over(self) -> str | None:
+    def _sampling_over(self, *, but_refits: bool = True) -> str | None:
+        """Why nothing more is sampled; with `but_refits`, also when the rest of the time is theirs."""
         budget, refit = self._experiment.budget, self._experiment.refit
-        share = 1.0 if refit is None else 1 - refit.share
+        share = 1.0 if refit is None or not but_refits else 1 - refit.share
         running = sum(asked.refit_of is None for asked in self._running.values())
         if budget.trials is not None and self._sampled + running >= budget.trials:
             return f"the budget of {budget.trials} trials is used up"
@@ -253,6 +256,18 @@ class Search:
         if self._repeats >= EXHAUSTED_AFTER:
             return f"{self._repeats} policies in a row had been run before: the search space is exhausted"
         return None
+
+    def _has_nothing_to_refit(self) -> bool:
+        """Whether no trial promises more by further training, though there may be more refits: their time is for others."""
+        refit = self._experiment.refit
+        if refit is None or self._refitted() >= refit.models or self._last_sampled < 0:
+            return False
+        if any(len(numbers) < refit.seeds for numbers in self._refits.values()):
+            return False
+        return self._promising() is None
+
+    def _promising(self) -> TrialResult | None:
+        return next_to_refit(self._results, self._objectives, self._limits, self._baseline, taken=self._refits)
 
     def _refit_is_due(self) -> bool:
         budget, refit = self._experiment.budget, self._experiment.refit
@@ -273,7 +288,7 @@ class Search:
         if open_ones:
             parent = next(result for result in self._results if result.number == open_ones[0])
         elif self._refitted() < refit.models:
-            found = next_to_refit(self._results, self._objectives, self._limits, self._baseline, taken=self._refits)
+            found = self._promising()
             if found is None:
                 return None
             parent = found

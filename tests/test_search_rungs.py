@@ -279,6 +279,18 @@ def test_of_a_budget_of_time_refits_have_their_share_from_early_on(tmp_path: Pat
     assert (asked.refit_of is not None) == kinds[12]
 
 
+def test_time_that_no_refit_is_worth_goes_into_sampling(tmp_path: Path) -> None:
+    search = searched(
+        tmp_path / "study.log", halving=None, budget=Budget(trials=None, worker_seconds=300.0), refit=Refit(models=2, share=0.5)
+    )
+    while (asked := search.ask()) is not None:
+        assert asked.refit_of is None, "none of them has lost anything that training could bring back"
+        metrics = measured(asked).metrics | {"accuracy": BASELINE["accuracy"] + 0.01}
+        search.tell(measured(asked).model_copy(update={"metrics": metrics, "seconds": {"finetune": 10.0}}))
+    assert 300 <= search.used_seconds <= 310
+    assert search.reason == "the 300 worker-seconds are used up"
+
+
 def test_what_training_may_bring_within_a_limit_the_sampler_is_not_kept_from(tmp_path: Path) -> None:
     def still(trial: Any, layers: Any, target: Any) -> Policy:
         share = trial.suggest_float("share", 0.0, 0.8)

@@ -61,8 +61,7 @@ def check(file: Path, options: Options | None = None) -> Iterator[Finding]:
     example, wanted = (nested.take(part, slice(_EXAMPLES)) for part in as_tensors(data["train"]))
     model = unpacked(model)
     layers = probe(model, example)
-    branches = sum(bool(group.branch) for group in layers.groups)
-    without = f", {branches} of which a branch that can be left out" if branches else ""
+    without = f", {len(layers.branches)} of which a branch that can be left out" if layers.branches else ""
     yield Finding("layers", f"{len(layers)} layers, {len(layers.groups)} channel groups{without}", layers=layers)
     if trace(model, example) is None:
         yield Finding("layers", "activations stay float: the model's forward depends on the values it sees", warning=True)

@@ -225,13 +225,23 @@ def hypervolume(points: Sequence[dict[str, float]], objectives: Sequence[Objecti
     return float(moocore.hypervolume(np.array(inside, dtype=float), ref=np.ones(len(objectives))))
 
 
+def non_dominated(points: Sequence[dict[str, float]], objectives: Sequence[Objective]) -> list[dict[str, float]]:
+    """Those of the metrics that no others dominate, of equal ones the first."""
+    return [point for point, kept in zip(points, _is_non_dominated(points, objectives), strict=True) if kept]
+
+
 def _non_dominated(results: list[TrialResult], objectives: Sequence[Objective]) -> list[TrialResult]:
-    if not results:
+    kept = _is_non_dominated([result.metrics for result in results], objectives)
+    return [result for result, stays in zip(results, kept, strict=True) if stays]
+
+
+def _is_non_dominated(points: Sequence[dict[str, float]], objectives: Sequence[Objective]) -> list[bool]:
+    if not points:
         return []
     signs = np.array([1.0 if objective.goal == "min" else -1.0 for objective in objectives])
-    points = np.array([[result.metrics[objective.metric] for objective in objectives] for result in results]) * signs
-    keep = moocore.is_nondominated(points, keep_weakly=False)
-    return [result for result, kept in zip(results, keep, strict=True) if kept]
+    table = np.array([[point[objective.metric] for objective in objectives] for point in points]) * signs
+    kept: list[bool] = moocore.is_nondominated(table, keep_weakly=False).tolist()
+    return kept
 
 
 def _without_twins(results: Sequence[TrialResult]) -> tuple[list[TrialResult], dict[int, Spread]]:

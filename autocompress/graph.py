@@ -115,6 +115,11 @@ def moves(node: Node, graph: GraphModule) -> bool:
     return _is(node, graph, _MOVE, _MOVE_CALLS)
 
 
+def clips(node: Node, graph: GraphModule) -> bool:
+    """True when `node` is a ReLU."""
+    return _is(node, graph, _CLIP, _CLIP_CALLS)
+
+
 def origin(node: Node, graph: GraphModule) -> Node:
     """The node that made the values `node` passes on: walks back through max-pooling, flattening and the like."""
     while moves(node, graph) and node.args and isinstance(node.args[0], Node):
@@ -126,7 +131,7 @@ def tail(node: Node, graph: GraphModule) -> Node:
     """The last of the nodes executed together with `node`: the batch norm and the ReLU that follow it, if they do."""
     node = norm_after(node, graph) or node
     users = list(node.users)
-    return users[0] if len(users) == 1 and _is(users[0], graph, _CLIP, _CLIP_CALLS) else node
+    return users[0] if len(users) == 1 and clips(users[0], graph) else node
 
 
 def settle_attributes(graph: GraphModule) -> None:

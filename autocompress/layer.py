@@ -96,6 +96,11 @@ class Layers(Noun):
             raise unknown_name("channel group", name, self._group_by_name) from None
 
     @property
+    def branches(self) -> tuple[str, ...]:
+        """The groups whose branch can be left out."""
+        return tuple(group.name for group in self.groups if group.branch)
+
+    @property
     def ends(self) -> tuple[str, str]:
         """The first and the last layer: the two that are usually kept at 8 bits."""
         return self.layers[0].name, self.layers[-1].name

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from autocompress.errors import ExperimentError
-from autocompress.front import ParetoFront, hypervolume, missed
+from autocompress.front import ParetoFront, hypervolume, missed, non_dominated
 from autocompress.objective import Limit, Objective
 from autocompress.policy import Finetune, Policy
 from autocompress.result import Status, TrialResult
@@ -54,6 +54,7 @@ def next_to_refit(
     complete = [result for result in results if result.status is Status.COMPLETE]
     known = [result.metrics for result in complete if not missed(result.metrics, limits, baseline)]
     known += [hoped(result, objectives, baseline) for result in complete if result.number in taken]
+    known = non_dominated(known, objectives)  # what is dominated adds nothing, and of it there may be thousands
     best, most = None, hypervolume(known, objectives, baseline) + 1e-9
     front = {member.number for member in ParetoFront.of(results, objectives, limits, baseline).members}
     candidates = [result for result in complete if result.refit_of is None and result.number not in taken]

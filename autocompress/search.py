@@ -232,11 +232,12 @@ class Search:
             if why is None or "refit_of" in trial.user_attrs:
                 return trial
         if why is None:
-            early = self._next_refit() if self._refit_is_due() else None
+            early = self._next_refit(self._to_refit()) if self._refit_is_due() else None
             return early or self._study.ask()
-        if self._has_nothing_to_refit() and self._sampling_over(but_refits=False) is None:
-            return self._study.ask()
-        refit = self._next_refit() if self._experiment.refit is not None else None
+        parent = self._to_refit()
+        if parent is None and self._may_refit_more() and self._sampling_over(but_refits=False) is None:
+            return self._study.ask()  # no trial promises more by further training: its time is for others
+        refit = self._next_refit(parent)
         if refit is None:
             many = self._refitted()
             self._reason = f"{why}; {many} of the best were trained further" if many else why
@@ -257,19 +258,12 @@ class Search:
             return f"{self._repeats} policies in a row had been run before: the search space is exhausted"
         return None
 
-    def _has_nothing_to_refit(self) -> bool:
-        """Whether no trial promises more by further training, though there may be more refits: their time is for others."""
+    def _may_refit_more(self) -> bool:
         refit = self._experiment.refit
-        if refit is None or self._refitted() >= refit.models or self._last_sampled < 0:
-            return False
-        if any(len(numbers) < refit.seeds for numbers in self._refits.values()):
-            return False
-        return self._promising() is None
-
-    def _promising(self) -> TrialResult | None:
-        return next_to_refit(self._results, self._objectives, self._limits, self._baseline, taken=self._refits)
+        return refit is not None and self._refitted() < refit.models and self._last_sampled >= 0
 
     def _refit_is_due(self) -> bool:
+        """Whether refits have had less than their share of the compute, of a budget of time."""
         budget, refit = self._experiment.budget, self._experiment.refit
         if refit is None or (budget.minutes is None and budget.worker_seconds is None):
             return False
@@ -280,19 +274,22 @@ class Search:
         refits = sum(result.compute for result in later if result.refit_of is not None)
         return running <= refit.share * len(self._running) and refits <= refit.share * sum(result.compute for result in later)
 
-    def _next_refit(self) -> Trial | None:
-        """The trial that is most worth further training, as a new trial of the study. None when there is no more to do."""
+    def _to_refit(self) -> TrialResult | None:
+        """The trial that lacks a seed, or else is most worth further training; None when there is none, or no more refits."""
         refit = self._experiment.refit
-        assert refit is not None
+        if refit is None:
+            return None
         open_ones = [parent for parent, numbers in self._refits.items() if 0 < len(numbers) < refit.seeds]
         if open_ones:
-            parent = next(result for result in self._results if result.number == open_ones[0])
-        elif self._refitted() < refit.models:
-            found = self._promising()
-            if found is None:
-                return None
-            parent = found
-        else:
+            return next(result for result in self._results if result.number == open_ones[0])
+        if self._refitted() >= refit.models:
+            return None
+        return next_to_refit(self._results, self._objectives, self._limits, self._baseline, taken=self._refits)
+
+    def _next_refit(self, parent: TrialResult | None) -> Trial | None:
+        """Further training of `parent` as a new trial of the study. None when there is no time left for it."""
+        refit = self._experiment.refit
+        if refit is None or parent is None:
             return None
         trained = trained_steps(parent, self._results)
         steps = self._affordable(parent, refit.steps or _REFIT_TIMES * trained)

@@ -78,12 +78,17 @@ def suggest_branches(trial: "BaseTrial", layers: Layers) -> dict[str, float]:
     Parameters: ``branches_left_out`` and ``name/branch_rank``. Drawn one by one, nearly all policies for a deep network would
     lose half of it.
     """
-    names = [group.name for group in layers.groups if group.branch]
+    names = layers.branches
     if not names:
         return {}
-    count = trial.suggest_int("branches_left_out", 0, (len(names) + 1) // 2)
+    count = trial.suggest_int("branches_left_out", 0, most_left_out(layers))
     ranks = {name: trial.suggest_float(f"{name}/branch_rank", 0.0, 1.0) for name in names}
     return dict.fromkeys(sorted(names, key=lambda name: ranks[name])[:count], 1.0)
+
+
+def most_left_out(layers: Layers) -> int:
+    """How many branches are left out at most."""
+    return (len(layers.branches) + 1) // 2
 
 
 def suggest_weight_bits(trial: "BaseTrial", names: Iterable[str], menu: Menu) -> dict[str, int | None]:

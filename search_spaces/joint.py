@@ -28,6 +28,7 @@ from autocompress.space import (
     SPREAD,
     integer_bits,
     keep_ends,
+    most_left_out,
     quantised,
     suggest_branches,
     suggest_shares,
@@ -92,9 +93,9 @@ def nearest_params(policy: Policy, layers: Layers, target: Target) -> dict[str, 
     if layers.groups:
         shares = {group.name: policy.channel_sparsity.get(group.name, 0.0) for group in layers.groups}
         params |= _level_and_offsets("channel_sparsity", shares, 0.0, *_CHANNEL_SPARSITY)
-    if branches := [group.name for group in layers.groups if group.branch]:
-        left_out = {name: policy.channel_sparsity.get(name) == 1 for name in branches}
-        params["branches_left_out"] = min(sum(left_out.values()), (len(branches) + 1) // 2)
+    if layers.branches:
+        left_out = {name: policy.channel_sparsity.get(name) == 1 for name in layers.branches}
+        params["branches_left_out"] = min(sum(left_out.values()), most_left_out(layers))
         params |= {f"{name}/branch_rank": 0.25 if out else 0.75 for name, out in left_out.items()}
     if menu.weight_sparsity:
         zeros = {name: setting.weight_sparsity for name, setting in settings.items()}

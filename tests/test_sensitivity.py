@@ -83,12 +83,12 @@ def plain(option: Option, task: ToyTask, baseline: Baseline, data: Data) -> floa
     inputs = torch.tensor(data["train"][0])[np.random.default_rng(0).permutation(len(data["train"][0]))[:EXAMPLES]]
     model = baseline.model(task)
     reestimate_batch_norm(model, inputs)
-    student = compress(model, option.policy().model_copy(update={"repair": False}), inputs, groups=baseline.layers.groups)
-    if option.what != "activation_bits":
-        student, kept = cut(
-            deepcopy(model).eval(), option.policy().channel_sparsity, "l1", inputs, groups=baseline.layers.groups
-        )
-        compress_weights(student, option.policy().layers)
+    policy, groups = option.policy(), baseline.layers.groups
+    if option.what == "activation_bits":  # no weight was changed
+        student = compress(model, policy.model_copy(update={"repair": False}), inputs)
+    else:
+        student, kept = cut(deepcopy(model).eval(), policy.channel_sparsity, "l1", inputs, groups=groups)
+        compress_weights(student, policy.layers)
         repair_weights(student, look(model, inputs, places_per_input=1), kept, inputs)
     reestimate_batch_norm(student, inputs)
     with torch.no_grad():

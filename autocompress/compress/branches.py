@@ -1,7 +1,8 @@
 """Depth pruning: residual branches, whose outputs are only added to other values, left out as a whole."""
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -10,25 +11,28 @@ from torch.fx import GraphModule, Node
 
 from autocompress import nested
 from autocompress.errors import SurgeryError
-from autocompress.graph import is_add, module_of, moves, trace
+from autocompress.graph import clips, is_add, module_of, moves, trace
 from autocompress.layer import Group
 from autocompress.nested import Nested
 from autocompress.student import kind_of
 
 # These give nothing for nothing. A norm does not, but belongs to the branch that it ends.
-_NOTHING_OF_NOTHING = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.Tanh)
+_NOTHING_OF_NOTHING = (nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.Tanh)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 _CALLS: set[Any] = {operator.mul, operator.imul, torch.mul, "mul", "mul_", operator.neg, torch.neg}
-_CALLS |= {torch.relu, nn.functional.relu, nn.functional.relu6, nn.functional.gelu, nn.functional.silu, "relu"}
+_CALLS |= {nn.functional.gelu, nn.functional.silu}
 
 
 def with_branches(model: nn.Module, groups: Iterable[Group], example: Nested) -> list[Group]:
     """`groups` with the `branch` of each whose channels may all go; `example` is a batch (n, ...)."""
     whole = trace(model, example)
-    layers = [] if whole is None else [name for name, module in whole.named_modules() if kind_of(module) is not None]
+    if whole is None:
+        return list(groups)
+    with torch.no_grad():
+        shapes = nested.shapes(nested.call(model, example))
     found, known = [], set[tuple[str, ...]]()
     for group in groups:
-        branch = _branch(model, group, example, layers)
+        branch = _branch(whole, group, example, shapes)
         # Of several groups within one branch any would do.
         found.append(group.model_copy(update={"branch": branch if branch not in known else ()}))
         known.add(branch)
@@ -44,6 +48,10 @@ def leave_out(model: nn.Module, groups: Iterable[Group], example: Nested) -> Gra
     graph = trace(model, example)
     if graph is None:
         raise SurgeryError("no branch can be left out: the model's forward depends on the values it sees")
+    return _without(graph, groups)
+
+
+def _without(graph: GraphModule, groups: Iterable[Group]) -> GraphModule:
     for group in groups:
         if not _add_nothing(graph, group):
             raise SurgeryError(f"the network needs some of the channels of {group.name}")
@@ -54,16 +62,16 @@ def leave_out(model: nn.Module, groups: Iterable[Group], example: Nested) -> Gra
     return graph
 
 
-def _branch(model: nn.Module, group: Group, example: Nested, layers: Sequence[str]) -> tuple[str, ...]:
-    """Those of the `layers` that have nothing left to do without any channel of `group`."""
+def _branch(whole: GraphModule, group: Group, example: Nested, shapes: Any) -> tuple[str, ...]:
+    """The layers that have nothing left to do without any channel of `group`; `shapes` are those of the outputs."""
     try:
-        rest = leave_out(model, [group], example)
+        rest = _without(GraphModule(whole, deepcopy(whole.graph)), [group])
         with torch.no_grad():
-            same = nested.shapes(nested.call(rest, example)) == nested.shapes(nested.call(model, example))
+            same = nested.shapes(nested.call(rest, example)) == shapes
     except (SurgeryError, RuntimeError):
         return ()
     left = {name for name, _ in rest.named_modules()}
-    gone = tuple(name for name in layers if name not in left)
+    gone = tuple(name for name, module in whole.named_modules() if kind_of(module) is not None and name not in left)
     return gone if same and {*group.writers, *group.readers} <= set(gone) else ()
 
 
@@ -100,6 +108,6 @@ def _add_nothing(graph: GraphModule, group: Group) -> bool:
 
 
 def _gives_nothing(node: Node, graph: GraphModule) -> bool:
-    if moves(node, graph) or node.target in _CALLS:
+    if moves(node, graph) or clips(node, graph) or node.target in _CALLS:
         return True
     return isinstance(module_of(node, graph), (*_NOTHING_OF_NOTHING, *_NORMS))

@@ -143,7 +143,7 @@ class Prior:
         """
         noticed = min(_NOTICED * self._neutral.largest_divergence, self._lost / _WORSE)
         high, low = self.reach.size_bytes
-        largest, smallest = (self._where(loss, high, low, lambda size: self.solve(size)) for loss in (noticed, self._lost))
+        largest, smallest = (self._where(loss, high, low, self.solve) for loss in (noticed, self._lost))
         return largest, smallest
 
     @cached_property

@@ -8,7 +8,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -441,7 +441,8 @@ def _job(file: Path, run: Path | None, driver: "Driver", targets: tuple[str, ...
     from autocompress.folder import RunFolder
     from autocompress.opened import Options, open_run
 
-    experiment = Options(targets=targets).apply(load_experiment(file))
+    # Nothing is judged here, so limits at targets of a search do not matter.
+    experiment = Options(targets=targets).apply(replace(load_experiment(file), limits=()))
     with tempfile.TemporaryDirectory(prefix="autocompress-") as passing:
         folder = RunFolder(run or passing)
         if run is None:

@@ -167,12 +167,11 @@ def _check(experiment: Experiment, path: str | Path) -> None:
         raise ExperimentError(f"{path}: space must be a function (trial, layers, target) -> Policy, given {experiment.space!r}")
     if not experiment.parsed_objectives:
         raise ExperimentError(f"{path}: at least one objective is needed, e.g. objectives=('size_bytes', 'accuracy')")
-    _ = experiment.target.menu
-    check_metrics(experiment)
+    _ = experiment.target.menu, experiment.parsed_limits
 
 
 def check_metrics(experiment: Experiment) -> None:
-    """Raises `InputError` for a limit that cannot be read, and for a metric at a target that the search is not for."""
+    """Raises `InputError` for a metric at a target that the search is not for. (A file may name those it is told of later.)"""
     targets = [place.name for place in experiment.target.also]
     wanted = [objective.metric for objective in experiment.parsed_objectives]
     for metric in [*wanted, *(limit.metric for limit in experiment.parsed_limits)]:

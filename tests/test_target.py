@@ -1,15 +1,19 @@
 """Targets by name, several at once, and what all of them have on their menus."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from autocompress.errors import InputError, UnknownNameError
-from autocompress.experiment import Experiment, check_metrics
+from autocompress.experiment import Experiment, check_metrics, load_experiment
 from autocompress.objective import Limit, Objective
+from autocompress.opened import Options
 from autocompress.target import MENUS, Menu, Target
 from autocompress.testing import ToyTask
+from tests.toy import write_experiment
 
 
 @given(
@@ -107,3 +111,11 @@ def test_metrics_at_targets_that_are_not_searched_for_are_refused() -> None:
         check_metrics(_experiment(limits=limits, target=Target.parse("onnxruntime", "openvino:2threads")))
     own = Objective(metric="recall/top5", goal="max")
     check_metrics(_experiment(objectives=(own, "size")))
+
+
+def test_a_file_may_limit_the_time_at_a_target_that_is_named_on_the_command_line(tmp_path: Path) -> None:
+    loaded = load_experiment(write_experiment(tmp_path, limits=("latency/openvino-cpu <= 1 ms",)))
+    there = Options(targets=("onnxruntime", "openvino")).apply(loaded)
+    assert [limit.metric for limit in there.parsed_limits] == ["latency_ms/openvino-cpu"]
+    with pytest.raises(InputError, match="the search is for onnxruntime-cpu alone"):
+        Options().apply(loaded)

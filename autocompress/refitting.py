@@ -14,6 +14,8 @@ from autocompress.result import Status, TrialResult
 _WON_BACK = 0.5
 # Besides the front so many of the latest: more candidates cost time and hardly ever differ from better ones.
 _CANDIDATES = 200
+# How many times longer than its trial a refit trains, where there is time for that.
+_TIMES = 4
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,10 @@ class Refit:
     """Further training of the best models, warm from their checkpoints.
 
     Up to `models` of them when the sampling is over, the members of the front first, then those nearest to it, each for
-    `steps` more steps (None: four times as many as its trial had, or as the longest where it had none) and with `seeds`
-    seeds. Of a budget in minutes or worker-seconds the `share` is kept for it, and refits have that share of the sampling
-    too; of trials none is, and refits come last.
+    `steps` more steps and with `seeds` seeds. None: four times as many as its trial had (or as the longest where it had
+    none), or fewer, down to as many as that, where they would take more than one model's part of the time that is kept.
+    Of a budget in minutes or worker-seconds the `share` is kept for it, and refits have that share of the sampling too; of
+    trials none is, and refits come last.
     """
 
     models: int = 8
@@ -74,10 +77,26 @@ def trains(policy: Policy, refit_of: int | None) -> bool:
     return refit_of is None and policy.finetune.steps > 0
 
 
-def trained_steps(parent: TrialResult, results: Sequence[TrialResult]) -> int:
-    """The steps of `parent`. One that was best without any training goes on for as long as the others do."""
-    longest = max(one.policy.finetune.steps for one in results if one.refit_of is None)
-    return parent.policy.finetune.steps or longest or Finetune().steps
+def trained_steps(like: Policy, results: Sequence[TrialResult]) -> int:
+    """How long a trial trains that was to be `like` this: where it was to have no training at all, as long as the longest."""
+    longest = max((one.policy.finetune.steps for one in results if one.refit_of is None), default=0)
+    return like.finetune.steps or longest or Finetune().steps
+
+
+def wanted_steps(refit: Refit, parent: TrialResult, trained: int, results: Sequence[TrialResult], seconds: float | None) -> int:
+    """For how many steps `parent` is trained further when a trial trains for `trained` of them.
+
+    `seconds` is the worker-seconds that the search has in all (None: no bound).
+    """
+    if refit.steps is not None:
+        return refit.steps
+    a_step = seconds_a_step(parent, results)
+    if seconds is None:
+        return _TIMES * trained
+    part = refit.share * seconds / (refit.models * refit.seeds)
+    # Before anything was trained nobody knows what it takes.
+    within = int(max(0.0, part - compute_without_training(parent)) / a_step) if a_step else trained
+    return min(_TIMES * trained, max(trained, within))
 
 
 def compute_without_training(parent: TrialResult) -> float:
@@ -96,7 +115,7 @@ def seconds_a_step(parent: TrialResult, results: Sequence[TrialResult]) -> float
 
     if parent.policy.finetune.steps:
         return own(parent)
-    trained = [one for one in results if one.status is Status.COMPLETE and trains(one.policy, one.refit_of)]
+    trained = [one for one in results if one.status is Status.COMPLETE and one.policy.finetune.steps]
     nearest = min(trained, key=lambda result: abs(math.log(times_larger(result))), default=None)
     return 0.0 if nearest is None else own(nearest) * times_larger(nearest)
 

@@ -26,6 +26,7 @@ from autocompress.refitting import (
     seconds_a_step,
     trained_steps,
     trains,
+    wanted_steps,
 )
 from autocompress.result import Rung, Status, TrialResult
 from autocompress.sampling import SAMPLERS, asked_for, rehearse, sampled, sampler_named, start_params
@@ -49,8 +50,6 @@ EXHAUSTED_AFTER = 200
 _LOST = "the study has lost this trial"
 # Fewer trials there have to be before the first is trained further.
 _FEWEST_TO_CHOOSE_FROM = 8
-# How many times longer than its trial a refit trains, unless the experiment says otherwise.
-_REFIT_TIMES = 4
 
 
 @dataclass(frozen=True)
@@ -291,11 +290,11 @@ class Search:
         refit = self._experiment.refit
         if refit is None or parent is None:
             return None
-        trained = trained_steps(parent, self._results)
-        steps = self._affordable(parent, refit.steps or _REFIT_TIMES * trained)
+        like = parent.policy if parent.policy.finetune.steps else self._as_asked_for(parent.number)
+        trained = trained_steps(like, self._results)
+        steps = self._affordable(parent, wanted_steps(refit, parent, trained, self._results, self._worker_seconds))
         if steps < max(1, trained // 2):
             return None
-        like = parent.policy if parent.policy.finetune.steps else self._as_asked_for(parent.number)
         finetune = like.finetune.model_copy(update={"steps": steps})
         return self._refit_trial(parent, parent.policy.model_copy(update={"finetune": finetune, "distill": like.distill}))
 
@@ -310,6 +309,15 @@ class Search:
     def _refitted(self) -> int:
         """How many were refitted since the sampling ended: one that goes on with a larger budget has refits of its own."""
         return sum(numbers[0] > self._last_sampled for numbers in self._refits.values())
+
+    @property
+    def _worker_seconds(self) -> float | None:
+        """All that the budget gives to workers, as far as it bounds their time."""
+        budget = self._experiment.budget
+        if budget.minutes is None:
+            return budget.worker_seconds
+        here = 60 * budget.minutes * (len(self._running) + 1)
+        return here if budget.worker_seconds is None else min(here, budget.worker_seconds)
 
     def _affordable(self, parent: TrialResult, steps: int) -> int:
         """So many steps, or as many as there is time left for."""

@@ -3,7 +3,8 @@
 import pytest
 
 from autocompress.errors import ExperimentError
-from autocompress.refitting import Refit, next_to_refit
+from autocompress.policy import Finetune, Policy
+from autocompress.refitting import Refit, next_to_refit, seconds_a_step, trained_steps, wanted_steps
 from autocompress.result import TrialResult
 from tests.made import BASELINE, LIMITS, OBJECTIVES, made_failure, made_result, made_stop
 
@@ -52,3 +53,41 @@ def test_a_member_of_the_front_is_a_candidate_however_old() -> None:
 def test_a_refit_that_makes_no_sense_is_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ExperimentError, match="refit"):
         Refit(**settings)  # type: ignore[arg-type]
+
+
+def taken(number: int, steps: int, seconds: float) -> TrialResult:
+    """A trial of `steps`, which took so many seconds of training and two besides."""
+    result = made_result(number, 9_000, 0.15, 0.960)
+    policy = result.policy.model_copy(update={"finetune": Finetune(steps=steps)})
+    return result.model_copy(update={"policy": policy, "seconds": {"finetune": seconds, "compress": 2.0}})
+
+
+def test_what_a_step_takes_is_learnt_from_refits_too() -> None:
+    untrained = taken(0, 0, 0.0)
+    assert seconds_a_step(untrained, [untrained]) == 0.0
+    refit = taken(1, 50, 100.0).model_copy(update={"refit_of": 0})
+    assert seconds_a_step(untrained, [untrained, refit]) == 2.0
+
+
+def test_a_refit_is_four_times_as_long_as_its_trial_or_takes_one_models_part_of_the_time() -> None:
+    trial, refit = taken(0, 100, 10.0), Refit(models=4, share=0.5)
+    assert wanted_steps(refit, trial, 100, [trial], None) == 400
+    assert wanted_steps(refit, trial, 100, [trial], 10_000.0) == 400
+    assert wanted_steps(refit, trial, 100, [trial], 256.0) == 300  # 32 seconds for each of four, of which two are not training
+    assert wanted_steps(Refit(models=2, seeds=2, share=0.5), trial, 100, [trial], 256.0) == 300
+    assert wanted_steps(refit, trial, 100, [trial], 10.0) == 100
+    assert wanted_steps(Refit(steps=7), trial, 100, [trial], 10.0) == 7
+
+
+def test_before_anything_was_trained_a_refit_is_no_longer_than_a_trial() -> None:
+    untrained = taken(0, 0, 0.0)
+    assert wanted_steps(Refit(), untrained, 150, [untrained], 800.0) == 150
+    assert wanted_steps(Refit(), untrained, 150, [untrained], None) == 600
+
+
+def test_one_without_training_is_trained_as_it_was_asked_for_or_as_long_as_others() -> None:
+    untrained, trial = taken(0, 0, 0.0), taken(1, 90, 5.0)
+    refit = taken(2, 400, 5.0).model_copy(update={"refit_of": 1})
+    assert trained_steps(Policy(finetune=Finetune(steps=60)), [untrained, trial]) == 60
+    assert trained_steps(untrained.policy, [untrained, trial, refit]) == 90
+    assert trained_steps(untrained.policy, [untrained]) == Finetune().steps

@@ -199,7 +199,7 @@ def test_worker_seconds_are_a_budget_and_a_share_of_it_is_for_refits(tmp_path: P
         space=SPACE,
         sampler="random",
         budget=Budget(trials=None, worker_seconds=205),
-        refit=Refit(models=9, share=0.5),
+        refit=Refit(models=2, share=0.5),
     )
     base = search_in(tmp_path / "other.log")
     search = Search(experiment, base._layers, base._baseline, study=tmp_path / "study.log", spent=25.0)

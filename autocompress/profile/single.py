@@ -24,6 +24,7 @@ from autocompress.target import Target
 # The least of runs in some sessions, further ones only as long as the machine seems to be slow at the time: the reference,
 # the largest of all layers, then takes that much longer than it can.
 _SESSIONS, _MOST_SESSIONS = 2, 6
+_PASSES = 2
 _REFERENCE_RUNS = 5
 _RUNS = 40
 _FEWEST_RUNS = 3
@@ -108,45 +109,61 @@ def without_slow_moments(times: Sequence[Sequence[float]]) -> Grid:
 
 
 def _times(found: Sequence[Use], runtime: Runtime, target: Target, lane: Lane) -> Times:
-    """The least milliseconds of each different file, less what a file takes that does nothing."""
+    """The least milliseconds of each different file, less what a file takes that does nothing.
+
+    Those are timed once more of which it turns out later that the machine was slow at the time.
+    """
     assert runtime.single is not None
     wanted = list(dict.fromkeys(_files(found, target)))
-    times: Times = {}
     with lane.shared():
         largest = max(found, key=lambda use: use.layer.macs)
         reference = _Reference(runtime, *runtime.single.file(largest.shapes[0], "float"), target)
-    for start in range(0, len(wanted), _PORTION):
-        portion = wanted[start : start + _PORTION]
-        with lane.shared():
-            files = [runtime.single.file(*key) for key in portion]
-        with lane.exclusive():
-            for key, (content, inputs) in zip(portion, files, strict=True):
-                times[key] = _undisturbed_ms(runtime, content, inputs, target, reference)
-    return {(shape, manner): max(0.0, ms - times[_NOTHING, manner]) for (shape, manner), ms in times.items()}
+    times, readings = dict.fromkeys(wanted, float("inf")), dict.fromkeys(wanted, float("inf"))
+    for _ in range(_PASSES):
+        pending = [key for key in wanted if reference.was_slow(readings[key])]
+        for start in range(0, len(pending), _PORTION):
+            portion = pending[start : start + _PORTION]
+            with lane.shared():
+                files = [runtime.single.file(*key) for key in portion]
+            with lane.exclusive():
+                for key, (content, inputs) in zip(portion, files, strict=True):
+                    ms, readings[key] = _undisturbed_ms(runtime, content, inputs, target, reference)
+                    times[key] = min(times[key], ms)
+    # A file that does something takes no less than one that does nothing, so all of them tell how little that is at most.
+    nothing = {manner: min(ms for (_, other), ms in times.items() if other == manner) for _, manner in wanted}
+    return {(shape, manner): ms - nothing[manner] for (shape, manner), ms in times.items()}
 
 
 class _Reference:
-    """A file of which is known how long it takes when nothing else goes on."""
+    """A file of which is known how long it takes when nothing else goes on: the least so far."""
 
     def __init__(self, runtime: Runtime, content: bytes, inputs: NDArray[Any], target: Target) -> None:
         self._session, self._inputs = runtime.load(content, target), inputs
         self._least = float("inf")
-        self.is_slow()
+        self.read()
 
-    def is_slow(self) -> bool:
-        """Whether it takes longer at the moment."""
+    def read(self) -> float:
+        """The seconds that it takes at the moment."""
         now = min(_seconds(self._session, self._inputs) for _ in range(_REFERENCE_RUNS))
         self._least = min(self._least, now)
-        return now > SLOW * self._least
+        return now
+
+    def was_slow(self, seconds: float) -> bool:
+        """Whether it has taken `seconds` only because the machine was slow, by what is known now."""
+        return seconds > SLOW * self._least
 
 
-def _undisturbed_ms(runtime: Runtime, content: bytes, inputs: NDArray[Any], target: Target, reference: _Reference) -> float:
+def _undisturbed_ms(
+    runtime: Runtime, content: bytes, inputs: NDArray[Any], target: Target, reference: _Reference
+) -> tuple[float, float]:
+    """The least milliseconds of a file, and the seconds that the reference took at the time."""
     least = float("inf")
     for done in range(1, _MOST_SESSIONS + 1):
         least = min(least, _least_ms(runtime, content, inputs, target))
-        if not reference.is_slow() and done >= _SESSIONS:
+        reading = reference.read()
+        if done >= _SESSIONS and not reference.was_slow(reading):
             break
-    return least
+    return least, reading
 
 
 def _seconds(session: Session, inputs: NDArray[Any]) -> float:

@@ -35,7 +35,7 @@ from autocompress.task import Array, Task
 
 Progress = Callable[[Rung], bool]
 
-# The file of a trial from which a refit goes on.
+# The file of a trial with its student's weights: a refit goes on from there.
 CHECKPOINT = "student.safetensors"
 # Where a trial is judged, as shares of its fine-tuning steps.
 RUNGS = (0.0, 0.5, 1.0)
@@ -64,7 +64,6 @@ def run_trial(
     places: Places | None = None,
     rungs: Sequence[float] = RUNGS,
     screened: bool = False,
-    keep_student: bool = True,
     checkpoint: bytes | None = None,
     refit_of: int | None = None,
 ) -> TrialResult:
@@ -86,7 +85,6 @@ def run_trial(
         places=places,
         rungs=rungs,
         screened=screened,
-        keep_student=keep_student,
         checkpoint=checkpoint,
     )
     reached: list[Rung] = []
@@ -125,13 +123,11 @@ def trial_rungs(
     places: Places | None = None,
     rungs: Sequence[float] = RUNGS,
     screened: bool = False,
-    keep_student: bool = True,
     checkpoint: bytes | None = None,
 ) -> Generator[Rung, None, TrialResult]:
     """A trial that pauses at every rung: yields it, and returns the result.
 
-    `data` holds the train and validation splits, `folder` is where the files and ``policy.json`` go, and with
-    `keep_student` the checkpoint.
+    `data` holds the train and validation splits, `folder` is where the files, the checkpoint and ``policy.json`` go.
     `places` says where exported files run; by default in this process, and they are timed while nothing else on this
     machine trains.
     `rungs` are shares of the fine-tuning steps. With `screened` the file is exported, measured and scored at the first rung
@@ -172,11 +168,8 @@ def trial_rungs(
                 _compare_further(files, model, teacher, target, data, places, lane)
 
         with clock.stage("compress"), lane.shared():
-            calibration = nested.take(inputs, torch.as_tensor(calibration_rows(nested.count(inputs), seed)))
-            student = compress(teacher.model, policy, calibration, _gradients(task, inputs, targets), baseline.layers.groups)
-            if checkpoint is not None:
-                _restore(student, checkpoint)
-            student = in_fast_layout(student, nested.take(calibration, slice(_EXAMPLES)))
+            student = _compressed(teacher.model, policy, task, (inputs, targets), baseline, seed=seed, checkpoint=checkpoint)
+            student = in_fast_layout(student, nested.take(inputs, slice(_EXAMPLES)))
         files, early, untrained = {}, {}, None
         if screened:
             files = exported(student)
@@ -201,8 +194,7 @@ def trial_rungs(
             with clock.stage("evaluate"):
                 accuracy = _score(files[target.runtime], task, first, data, expected=best.accuracy)
             metrics = {**measured(files, student), "accuracy": accuracy}
-        if keep_student:
-            write_whole(folder / CHECKPOINT, _checkpoint(student))
+        write_whole(folder / CHECKPOINT, _checkpoint(student))
         for runtime, place in target.by_runtime.items():
             write_whole(folder / file_name(target, place), files[runtime])
         write_whole(folder / "policy.json", policy.to_json(indent=1))
@@ -226,6 +218,36 @@ def trial_rungs(
         model=f"trials/{number:04d}/{runtime_of(target).file}" if status is Status.COMPLETE else None,
         summary=policy.describe(baseline.layers),
     )
+
+
+def student_of(
+    policy: Policy, task: Task, baseline: Baseline, train: tuple[Nested, Nested], *, seed: int, checkpoint: bytes
+) -> nn.Module:
+    """The model of a trial as its checkpoint says, on the CPU and in eval mode.
+
+    Its roundings are carried out in floats: what the exported file computes, but for the rounding of integer kernels. `train`
+    is the train split as tensors (inputs, targets), `seed` that of the trial. Raises `TrialError` for the checkpoint of
+    another policy.
+    """
+    return _compressed(baseline.model(task), policy, task, train, baseline, seed=seed, checkpoint=checkpoint).eval()
+
+
+def _compressed(
+    model: nn.Module,
+    policy: Policy,
+    task: Task,
+    train: tuple[Nested, Nested],
+    baseline: Baseline,
+    *,
+    seed: int,
+    checkpoint: bytes | None,
+) -> nn.Module:
+    inputs, targets = train
+    calibration = nested.take(inputs, torch.as_tensor(calibration_rows(nested.count(inputs), seed)))
+    student = compress(model, policy, calibration, _gradients(task, inputs, targets), baseline.layers.groups)
+    if checkpoint is not None:
+        _restore(student, checkpoint)
+    return student
 
 
 def calibration_rows(examples: int, seed: int) -> Array:

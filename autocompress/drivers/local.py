@@ -84,7 +84,6 @@ def _result(asked: Asked, search: Search, job: Job, listener: Listener) -> Trial
         folder=job.folder.trial(asked.number),
         rungs=job.experiment.rungs,
         screened=job.experiment.halving is not None and asked.refit_of is None,
-        keep_student=job.experiment.refit is not None and asked.refit_of is None,
         checkpoint=checkpoint,
         refit_of=asked.refit_of,
     )

@@ -28,7 +28,6 @@ class Supplies:
     threads: int
     rungs: tuple[float, ...]
     halving: bool
-    refits: bool
     baseline: Baseline
     data: Data
 
@@ -40,7 +39,6 @@ class Supplies:
             threads=job.threads,
             rungs=job.experiment.rungs,
             halving=job.experiment.halving is not None,
-            refits=job.experiment.refit is not None,
             baseline=job.baseline,
             data=job.data,
         )

@@ -83,7 +83,6 @@ class Trainer(tune.Trainable):
                 places=self._places,
                 rungs=self._supplies.rungs,
                 screened=self._supplies.halving and config["refit_of"] is None,
-                keep_student=self._supplies.refits and config["refit_of"] is None,
                 checkpoint=self._checkpoint_of(config["refit_of"]),
             )
         )

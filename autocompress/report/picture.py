@@ -22,7 +22,14 @@ _STEPS = (1, 2, 3, 5, 7)
 
 
 def front_picture(report: Report) -> bytes:
-    """A PNG of 1600 x 1000: size against accuracy, latency as colour; the uncompressed and the recommended model are marked."""
+    """`front_figure` as a PNG of 1600 x 1000."""
+    content = io.BytesIO()
+    front_figure(report).savefig(content, format="png")
+    return content.getvalue()
+
+
+def front_figure(report: Report) -> Figure:
+    """Size against accuracy, latency as colour; the uncompressed and the recommended model are marked."""
     figure = Figure(figsize=(10, 6.25), dpi=160, facecolor="white")
     figure.set_layout_engine("constrained", rect=(0.005, 0.005, 0.99, 0.87), h_pad=0.05, w_pad=0.05)
     axes = figure.subplots()
@@ -33,9 +40,7 @@ def front_picture(report: Report) -> bytes:
     _draw_limits(axes, report)
     _dress(axes, report, low, high)
     _write_head(figure, report, int((report.table["accuracy"] < low).sum()))
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    return content.getvalue()
+    return figure
 
 
 def _main(report: Report) -> pd.DataFrame:

@@ -57,7 +57,7 @@ def test_a_finished_run_leaves_everything_in_its_folder(toy_run: Path) -> None:
     folder = RunFolder(toy_run)
     for file in ("run.json", "experiment.py", "study.log", "trials.jsonl", "mlflow.json", "autocompress.log"):
         assert (toy_run / file).stat().st_size > 0, file
-    for file in ("front.json", "front.csv", "front.html", "front.png", "baseline/model.onnx"):
+    for file in ("front.json", "front.csv", "front.html", "front.md", "front.png", "baseline/model.onnx"):
         assert (toy_run / file).stat().st_size > 0, file
     assert folder.experiment.read_text() == (toy_run.parent / "toy.py").read_text()
     note = open_run(toy_run).note

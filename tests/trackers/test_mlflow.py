@@ -262,7 +262,7 @@ def test_refits_compute_and_what_was_measured_before_are_there(tmp_path: Path, u
     assert {metric.value for metric in history} == {metric.value for metric in by_trial}
 
     assert {artifact.path for artifact in client.list_artifacts(parent.info.run_id)} == {
-        *("front.json", "front.csv", "front.html", "front.png", "search.png"),
+        *("front.json", "front.csv", "front.html", "front.md", "front.png", "search.png"),
         *("sensitivity.json", "sensitivity_table.json", "importance.json"),
     }
     table = json.loads(Path(client.download_artifacts(parent.info.run_id, "sensitivity_table.json")).read_text())

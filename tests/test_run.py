@@ -89,6 +89,9 @@ def test_mlflow_holds_the_search_and_its_trials(toy_run: Path) -> None:
     assert parent.data.params["budget"] == "4 trials"
     nested = client.search_runs([str(noted.experiment_id)], f"tags.mlflow.parentRunId = '{noted.parent_run_id}'")
     assert len(nested) == 4
+    page = (toy_run / "front.html").read_text()
+    for run in nested:
+        assert f'"{run.data.tags["autocompress.trial"]}":"{run.info.run_id}"' in page, "each trial has a link"
 
 
 def test_options_replace_what_the_experiment_says(tmp_path: Path) -> None:

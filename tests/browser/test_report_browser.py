@@ -131,6 +131,10 @@ def test_the_front_is_walked_along_by_keys(browser: Chrome, tmp_path: Path) -> N
     reachable = browser.find_elements(By.CSS_SELECTOR, "#plot [tabindex='0']")
     assert [found.get_attribute("data-trial") for found in reachable] == ["4"]
     browser.execute_script("arguments[0].focus()", reachable[0])
+    browser.execute_async_script(
+        "const done = arguments[0]; scrollBy(0, 60); requestAnimationFrame(() => requestAnimationFrame(done))"
+    )
+    assert "Trial 4, smallest" in text(browser, "tip"), "it stays when the page moves"
     assert press(browser, Keys.ARROW_RIGHT).get_attribute("data-trial") == "1"
     assert "Trial 1, recommended, knee" in text(browser, "tip")
     assert press(browser, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT).get_attribute("data-trial") == "0", "the last one"

@@ -18,7 +18,7 @@ class RunFolder:
     study.log                   the Optuna study (journal file)
     trials.jsonl                one TrialResult a line, in the order they finished: the record
     trials/0007/model.onnx      the exported file of trial 7, and beside it its policy and its checkpoint
-    front.json/.csv/.html/.png  the Pareto front
+    front.json/.csv/.html/.md/.png  the Pareto front
     importance.json             which knob of the space mattered, for each objective
     baselines/uniform/          what a rival found with the same budget: a folder like this one
     mlflow.json                 which MLflow run holds what

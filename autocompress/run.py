@@ -207,6 +207,7 @@ def _finish(run: Run, job: Job, driver: Driver, live: FrontFile, tracker: Mlflow
         write_importance(folder, experiment.parsed_objectives, seed=experiment.seed)
     except Exception:  # noqa: BLE001  # a forest grown on few points: it must not cost the report either
         _log.exception("the importances of the knobs could not be computed")
+    tracker.settle()
     write_report(folder, front, results, baseline.layers, title=run.title)
     view.say("writing the front to MLflow")
     tracker.close(front)

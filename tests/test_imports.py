@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "ray", "optuna", "mlflow", "onnx", "onnxruntime", "pandas", "matplotlib", "plotly", "scipy")
+HEAVY = ("torch", "ray", "optuna", "mlflow", "onnx", "onnxruntime", "pandas", "matplotlib", "scipy")
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_a_finished_run_leaves_everything_in_its_folder(toy_run: Path) -> None:
     folder = RunFolder(toy_run)
     for file in ("run.json", "experiment.py", "study.log", "trials.jsonl", "mlflow.json", "autocompress.log"):
         assert (toy_run / file).stat().st_size > 0, file
-    for file in ("front.json", "front.csv", "front.html", "front.png", "baseline/model.onnx"):
+    for file in ("front.json", "front.csv", "front.html", "front.md", "front.png", "baseline/model.onnx"):
         assert (toy_run / file).stat().st_size > 0, file
     assert folder.experiment.read_text() == (toy_run.parent / "toy.py").read_text()
     note = open_run(toy_run).note
@@ -89,6 +89,9 @@ def test_mlflow_holds_the_search_and_its_trials(toy_run: Path) -> None:
     assert parent.data.params["budget"] == "4 trials"
     nested = client.search_runs([str(noted.experiment_id)], f"tags.mlflow.parentRunId = '{noted.parent_run_id}'")
     assert len(nested) == 4
+    page = (toy_run / "front.html").read_text()
+    for run in nested:
+        assert f'"{run.data.tags["autocompress.trial"]}":"{run.info.run_id}"' in page, "each trial has a link"
 
 
 def test_options_replace_what_the_experiment_says(tmp_path: Path) -> None:

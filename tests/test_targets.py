@@ -10,7 +10,7 @@ from autocompress.drivers.local import LocalDriver
 from autocompress.folder import RunFolder
 from autocompress.opened import Options, open_run
 from autocompress.report import front_table
-from autocompress.report.page import _axes
+from autocompress.report.axes import axes_of
 from autocompress.result import Status
 from autocompress.run import resume, run_search
 from autocompress.trackers.mlflow_note import note
@@ -61,8 +61,8 @@ def test_the_report_shows_each(run: Path) -> None:
     front = opened.front()
     headings = [str(column.header) for column in front_table(front, opened.baseline().layers).columns]
     assert headings[2:5] == ["latency", f"latency\n{OPENVINO}", f"latency\n{THREADS}"]
-    axes = _axes(front)
-    assert axes[f"latency_ms/{OPENVINO}"] == {"name": f"Latency, {OPENVINO}", "unit": "ms", "scale": 1.0, "log": True}
+    axes = axes_of(front)
+    assert axes[f"latency_ms/{OPENVINO}"] == {"name": f"Latency, {OPENVINO}", "unit": "ms", "scale": 1.0}
     assert OPENVINO in (run / "front.html").read_text()
     rows = [line for line in note(front, {}).splitlines() if "x smaller" in line and line.startswith("|")]
     assert len(rows) == len(front.members)

@@ -43,6 +43,7 @@ _ENVIRONMENT = {
 }
 _ANSWER_SECONDS = 12.0
 _PAUSE_SECONDS = 60.0
+_SETTLE_SECONDS = 15.0
 
 
 class MlflowTracker:
@@ -84,7 +85,7 @@ class MlflowTracker:
             datasets=dict(datasets),
             baseline_of=baseline_of,
         )
-        self._queue: SimpleQueue[TrialResult | None] = SimpleQueue()
+        self._queue: SimpleQueue[TrialResult | threading.Event | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._before: list[TrialResult] = []
         self._front: ParetoFront | None = None
@@ -108,6 +109,16 @@ class MlflowTracker:
     def finished(self, result: TrialResult) -> None:
         """Leaves the result to the thread."""
         self._queue.put(result)
+
+    def settle(self) -> None:
+        """Waits until all trials so far are written, a quarter of a minute at most, and notes which run is whose.
+
+        For a report that links to them: it is written before `close`, and sent along by it.
+        """
+        if self._thread.is_alive():
+            settled = threading.Event()
+            self._queue.put(settled)
+            settled.wait(_SETTLE_SECONDS)
 
     def close(self, front: ParetoFront | None) -> int:
         """Writes the front and what had been missed, and ends the parent run. Says how many trials MLflow still misses.
@@ -143,6 +154,11 @@ class MlflowTracker:
         away_until = 0.0
         store: Store | None = None
         while (result := self._queue.get()) is not None:
+            if isinstance(result, threading.Event):
+                if time.monotonic() >= away_until:
+                    store = self._noting(store)
+                result.set()
+                continue
             point = growth.add(result)
             if time.monotonic() < away_until:
                 continue
@@ -156,6 +172,20 @@ class MlflowTracker:
                 _log.debug("the whole of it", exc_info=True)
                 store, away_until = None, time.monotonic() + _PAUSE_SECONDS
         self._finish(store)
+
+    def _noting(self, store: "Store | None") -> "Store | None":
+        """Writes the trials that are missing, and notes the runs of all; None when MLflow does not take them."""
+        try:
+            store = store or self._open()
+            store.log_all(self._folder.results(), preparation_of(self._folder))
+            self._written |= store.written
+            self._run = _with_trials(self._run, store)
+            _write(self._folder, self._run)
+        except Exception as error:  # noqa: BLE001  # as above; it is tried once more at the end
+            _log.warning("MLflow at %s: %s", self._run.tracking_uri, one_line(error))
+            _log.debug("the whole of it", exc_info=True)
+            return None
+        return store
 
     def _open(self) -> "Store":
         store, self._run = _open(self._folder, self._uri, self._run, self._layers)
@@ -188,8 +218,9 @@ def sync(folder: RunFolder, front: ParetoFront | None, *, layers: Layers, uri: s
     check_reachable(uri)
     results = folder.results()
     try:
-        store, _ = _open(folder, uri, run.model_copy(update={"tracking_uri": public_uri(uri)}), layers)
+        store, run = _open(folder, uri, run.model_copy(update={"tracking_uri": public_uri(uri)}), layers)
         count = store.log_all(results, preparation_of(folder))
+        _write(folder, _with_trials(run, store))
         store.finish(folder, front)
     except Exception as error:
         raise UnreachableError(f"MLflow at {public_uri(uri)} did not take everything: {one_line(error)}; try again") from error
@@ -246,8 +277,13 @@ def _open(folder: RunFolder, uri: str, run: MlflowRun, layers: Layers) -> "tuple
 
     store = open_store(uri, run, layers)
     run = run.model_copy(update={"experiment_id": store.experiment_id, "parent_run_id": store.parent_run_id})
+    run = _with_trials(run, store)
     _write(folder, run)
     return store, run
+
+
+def _with_trials(run: MlflowRun, store: "Store") -> MlflowRun:
+    return run.model_copy(update={"trials": {number: child.run_id for number, child in store.children.items()}})
 
 
 def _set_environment() -> None:

@@ -20,7 +20,8 @@ class MlflowRun(Noun):
 
     `key` marks the parent run in the store from its first moment, so that it is found again even when the process died
     before it could note the ids. `tracking_uri` is kept without credentials. `datasets` maps a split to its size.
-    `baseline_of` names the run of which this is a rival.
+    `baseline_of` names the run of which this is a rival. `trials` maps the number of a trial to the id of its nested run,
+    as far as they were known when a report was last drawn.
     """
 
     version: Literal[1] = 1
@@ -36,6 +37,7 @@ class MlflowRun(Noun):
     baseline_of: str | None = None
     experiment_id: str | None = None
     parent_run_id: str | None = None
+    trials: dict[int, str] = {}
 
 
 def default_uri(folder: Path) -> str:

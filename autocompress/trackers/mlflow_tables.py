@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 def evidence_files(folder: RunFolder) -> Iterator[Path]:
     """The files of a run folder that say what was found, those that there are."""
     front = folder.front_json
-    pictures = (*(front.with_suffix(end) for end in (".csv", ".html", ".png")), folder.path / "search.png")
+    pictures = (*(front.with_suffix(end) for end in (".csv", ".html", ".md", ".png")), folder.path / "search.png")
     yield from (file for file in (front, *pictures, folder.sensitivity, folder.costs, folder.importance) if file.exists())
 
 

@@ -63,7 +63,7 @@ def test_the_parent_its_nested_runs_and_the_report_are_seen_in_the_mlflow_ui(bro
         frame = WebDriverWait(browser, 60).until(lambda page: page.find_element(By.TAG_NAME, "iframe"))
         browser.switch_to.frame(frame)
         appears(browser, "the report of mnist_vgg")
-        WebDriverWait(browser, 30).until(lambda page: page.find_elements(By.CSS_SELECTOR, "#plot .scatterlayer .point"))
+        WebDriverWait(browser, 30).until(lambda page: page.find_elements(By.CSS_SELECTOR, "#plot .front .point"))
         browser.switch_to.default_content()
 
         browser.find_element(By.XPATH, "//*[text()='sensitivity_table.json']").click()

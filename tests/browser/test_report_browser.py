@@ -1,76 +1,70 @@
-from collections.abc import Sequence
+"""The decision, the front and its table."""
+
 from pathlib import Path
-from typing import Any
 
 import pytest
-from selenium.webdriver import ActionChains, Chrome
+from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from autocompress.folder import RunFolder
 from autocompress.objective import Limit
-from autocompress.report import write_report
-from autocompress.result import TrialResult
-from tests.browser.pages import complaints, requests
-from tests.made import LAYERS, LIMITS, made_front, made_many, made_results
+from tests.browser.pages import (
+    DARK,
+    PHONE,
+    column,
+    complaints,
+    hover,
+    open_results,
+    open_run,
+    plot,
+    point,
+    press,
+    requests,
+    shown,
+    text,
+    texts,
+)
+from tests.made import made_many, made_results
 
 pytestmark = pytest.mark.browser
 
 
-def opened(
-    browser: Chrome,
-    tmp_path: Path,
-    results: Sequence[TrialResult],
-    *,
-    limits: Sequence[Limit] = LIMITS,
-    title: str = "mnist_vgg",
-) -> None:
-    """The report of `results`, drawn."""
-    folder = RunFolder(tmp_path / "run")
-    write_report(folder, made_front(results, limits), results, LAYERS, title=title)
-    browser.get((folder.path / "front.html").as_uri())
-    WebDriverWait(browser, 30).until(lambda page: page.find_elements(By.CSS_SELECTOR, "#plot .plotly .xtick"))
-
-
-def plot(browser: Chrome) -> dict[str, Any]:
-    """What is drawn: the points of the front, and the titles of the axes."""
-    drawn: dict[str, Any] = browser.execute_script(
-        "const plot = document.getElementById('plot');"
-        "const front = plot.data.find(trace => trace.name === 'front');"
-        "return {x: front.x, y: front.y, xtitle: plot.layout.xaxis.title.text, ytitle: plot.layout.yaxis.title.text,"
-        "colour: plot.layout.coloraxis.colorbar.title.text, range: plot.layout.yaxis.range, paper: plot.layout.paper_bgcolor,"
-        "names: plot.data.map(trace => trace.name)}"
+def test_the_decision_stands_on_top_with_the_commands_that_export_it(browser: Chrome, tmp_path: Path) -> None:
+    open_results(browser, tmp_path)
+    assert text(browser, "title") == "mnist_vgg"
+    assert "6 trials, 1 stopped early at a rung, 1 failed · 3 on the Pareto front" in text(browser, "counts")
+    assert text(browser, "gains") == "17.5x smaller, 3.6x faster, -0.8 points"
+    assert text(browser, "score") == "97.1 ± 0.8% on test"
+    assert text(browser, "why") == "Trial 1, recommended: -50% channels, w4 a8, 101 steps, KD T=4."
+    assert text(browser, "against") == (
+        "The uncompressed model scores 97.9 ± 0.9% on test, 98.2% on validation; this one 97.5% there."
     )
-    return drawn
-
-
-def column(browser: Chrome, place: int) -> list[str]:
-    """A column of the table, top to bottom, without the uncompressed model."""
-    rows = browser.find_elements(By.CSS_SELECTOR, "#table tbody tr:not(.baseline)")
-    return [row.find_elements(By.TAG_NAME, "td")[place].text for row in rows]
+    assert texts(browser, "#alternatives h3") == ["Smallest", "Fastest", "Most accurate"]
+    assert texts(browser, "#alternatives b") == [
+        *["46.7x smaller, 5.3x faster, -4.3 points"] * 2,
+        "7.0x smaller, 2.7x faster, -0.2 points",
+    ]
+    folder = tmp_path / "run"
+    assert texts(browser, ".command code") == [
+        f"autocompress export {folder} --pick 1 -o run-recommended",
+        f"autocompress export {folder} --pick 4 -o run-smallest",
+        f"autocompress export {folder} --pick 4 -o run-fastest",
+        f"autocompress export {folder} --pick 0 -o run-most-accurate",
+    ]
+    assert not shown(browser, "notes")
 
 
 def test_the_page_draws_without_a_complaint_and_asks_no_network(browser: Chrome, tmp_path: Path) -> None:
-    opened(browser, tmp_path, made_results())
-    assert plot(browser)["names"] == ["other trials", "front", "recommended", "uncompressed"]
-    assert plot(browser)["x"] == [9, 24, 60]
-    assert plot(browser)["y"] == [0.94, 0.975, 0.981]
-    assert browser.find_element(By.ID, "title").text == "mnist_vgg"
-    counts = browser.find_element(By.ID, "counts").text
-    assert "6 trials, 1 stopped early at a rung, 1 failed · 3 on the Pareto front" in counts
-    assert [card.text for card in browser.find_elements(By.CSS_SELECTOR, "#figures b")] == [
-        "17.5x smaller",
-        "3.6x faster",
-        "97.5%",
-        "97.1 ± 0.8%",
-        "-50% channels, w4 a8, 101 steps, KD T=4",
-    ]
+    open_results(browser, tmp_path)
+    drawn = plot(browser)
+    assert (drawn["front"], drawn["faint"]) == ([4, 1, 0], [2])
+    assert drawn["names"] == ["uncompressed", "recommended"]
     assert requests(browser) == [browser.current_url]
     assert complaints(browser) == []
 
 
 def test_the_page_can_ask_no_network_even_if_it_tries(browser: Chrome, tmp_path: Path) -> None:
-    opened(browser, tmp_path, made_results())
+    open_results(browser, tmp_path)
     answer = browser.execute_async_script(
         "const done = arguments[0]; fetch('http://127.0.0.1:9/').then(() => done('sent'), error => done(error.name))"
     )
@@ -79,42 +73,78 @@ def test_the_page_can_ask_no_network_even_if_it_tries(browser: Chrome, tmp_path:
 
 
 def test_choosing_an_axis_redraws_and_a_taken_one_changes_places(browser: Chrome, tmp_path: Path) -> None:
-    opened(browser, tmp_path, made_results())
+    open_results(browser, tmp_path)
     before = plot(browser)
-    assert (before["xtitle"], before["ytitle"], before["colour"]) == ("Size, kB", "Accuracy", "Latency, ms")
+    assert (before["xtitle"], before["ytitle"], before["colour"]) == ("Size, kB", "Accuracy on validation", "Latency, ms")
     Select(browser.find_element(By.ID, "x")).select_by_visible_text("Latency")
     after = plot(browser)
-    assert (after["xtitle"], after["ytitle"], after["colour"]) == ("Latency, ms", "Accuracy", "Size, kB")
-    assert after["x"] == [0.15, 0.22, 0.3]
+    assert (after["xtitle"], after["ytitle"], after["colour"]) == ("Latency, ms", "Accuracy on validation", "Size, kB")
+    assert after["x"]["low"] < 0.15 < 0.8 < after["x"]["high"] < 1
     Select(browser.find_element(By.ID, "y")).select_by_visible_text("Latency")
     last = plot(browser)
-    assert (last["xtitle"], last["ytitle"], last["colour"]) == ("Accuracy", "Latency, ms", "Size, kB")
-    shown = {name: Select(browser.find_element(By.ID, name)).first_selected_option.text for name in ("x", "y", "c")}
-    assert shown == {"x": "Accuracy", "y": "Latency", "c": "Size"}
+    assert (last["xtitle"], last["ytitle"], last["colour"]) == ("Accuracy on validation", "Latency, ms", "Size, kB")
+    chosen = {name: Select(browser.find_element(By.ID, name)).first_selected_option.text for name in ("x", "y", "c")}
+    assert chosen == {"x": "Accuracy", "y": "Latency", "c": "Size"}
+    assert complaints(browser) == []
+
+
+def test_values_are_shown_against_the_uncompressed_model_when_asked_for(browser: Chrome, tmp_path: Path) -> None:
+    open_results(browser, tmp_path)
+    Select(browser.find_element(By.ID, "values")).select_by_visible_text("against uncompressed")
+    drawn = plot(browser)
+    assert drawn["xtitle"] == "Size, times smaller"
+    assert drawn["ytitle"] == "Accuracy, points against uncompressed"
+    assert drawn["colour"] == "Latency, times faster"
+    assert drawn["front"] == [0, 1, 4], "more times smaller is further to the right"
+    assert drawn["x"]["low"] < 1 < 420 / 9 < drawn["x"]["high"]
+    assert all(tick.endswith("x") for tick in drawn["ticks"])
+    assert complaints(browser) == []
+
+
+def test_axes_are_logarithmic_unless_told_otherwise(browser: Chrome, tmp_path: Path) -> None:
+    open_results(browser, tmp_path)
+    drawn = plot(browser)
+    assert (drawn["x"]["log"], drawn["y"]["log"]) == (True, False)
+    browser.find_element(By.ID, "log").click()
+    assert not plot(browser)["x"]["log"]
     assert complaints(browser) == []
 
 
 def test_pointing_at_a_trial_shows_its_policy_and_lights_its_row(browser: Chrome, tmp_path: Path) -> None:
-    opened(browser, tmp_path, made_results())
-    points = browser.find_elements(By.CSS_SELECTOR, "#plot .scatterlayer .trace:nth-child(2) .point")
-    ActionChains(browser).move_to_element(points[0]).perform()
-    label = WebDriverWait(browser, 10).until(lambda page: page.find_element(By.CSS_SELECTOR, ".hoverlayer .hovertext"))
+    open_results(browser, tmp_path)
+    said = hover(browser, point(browser, 4))
     for words in (
-        "trial 4",
-        "smallest, fastest",
+        "Trial 4, smallest, fastest",
         "-50% channels, w2 a8, 104 steps",
-        "size 9.0 kB, 46.7x smaller",
-        "latency 0.150 ms, 5.3x faster",
-        "accuracy 94.0%",
-        "test accuracy 93.6 ± 0.8%",
+        "Size 9.0 kB, 46.7x smaller",
+        "Latency 0.150 ms, 5.3x faster",
+        "Accuracy 94.0%, -4.2 points",
+        "on test 93.6 ± 0.8%",
     ):
-        assert words in label.text
+        assert words in said
     lit = browser.find_elements(By.CSS_SELECTOR, "#table tr.lit")
     assert [row.find_element(By.TAG_NAME, "td").text for row in lit] == ["4"]
 
 
+def test_the_front_is_walked_along_by_keys(browser: Chrome, tmp_path: Path) -> None:
+    open_results(browser, tmp_path)
+    reachable = browser.find_elements(By.CSS_SELECTOR, "#plot [tabindex='0']")
+    assert [found.get_attribute("data-trial") for found in reachable] == ["4"]
+    browser.execute_script("arguments[0].focus()", reachable[0])
+    browser.execute_async_script(
+        "const done = arguments[0]; scrollBy(0, 60); requestAnimationFrame(() => requestAnimationFrame(done))"
+    )
+    assert "Trial 4, smallest" in text(browser, "tip"), "it stays when the page moves"
+    assert press(browser, Keys.ARROW_RIGHT).get_attribute("data-trial") == "1"
+    assert "Trial 1, recommended, knee" in text(browser, "tip")
+    assert press(browser, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT).get_attribute("data-trial") == "0", "the last one"
+    label = browser.switch_to.active_element.get_attribute("aria-label") or ""
+    assert label.startswith("Trial 0: Size 60.0 kB, Latency 0.300 ms, Accuracy 98.1%.")
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#plot [tabindex='0']")) == 1
+
+
 def test_the_table_is_sorted_by_a_click_and_turned_by_another(browser: Chrome, tmp_path: Path) -> None:
-    opened(browser, tmp_path, made_results())
+    open_results(browser, tmp_path)
     assert column(browser, 0) == ["4", "1 recommended", "0"]
     heads = browser.find_elements(By.CSS_SELECTOR, "#table th button")
     heads[0].click()
@@ -131,48 +161,79 @@ def test_the_table_is_sorted_by_a_click_and_turned_by_another(browser: Chrome, t
 
 def test_trials_that_learned_nothing_are_out_of_the_frame_until_asked_for(browser: Chrome, tmp_path: Path) -> None:
     results = made_many(60)
-    opened(browser, tmp_path, results)
+    open_results(browser, tmp_path, results)
     lowest = min(result.metrics["accuracy"] for result in results)
-    assert plot(browser)["range"][0] > lowest
-    assert "outside the frame" in browser.find_element(By.ID, "hint").text
-    browser.find_element(By.ID, "zoom").click()
-    assert plot(browser)["range"][0] < lowest
-    assert "outside the frame" not in browser.find_element(By.ID, "hint").text
+    assert plot(browser)["y"]["low"] > lowest
+    assert "outside the frame" in text(browser, "hint")
+    Select(browser.find_element(By.ID, "framed")).select_by_visible_text("all trials")
+    assert plot(browser)["y"]["low"] < lowest
+    assert "outside the frame" not in text(browser, "hint")
+
+
+def test_baselines_are_marked_and_what_was_not_measured_is_named(browser: Chrome, tmp_path: Path) -> None:
+    open_run(browser, tmp_path)
+    assert set(plot(browser)["marks"]) == {"uniform", "tpe"}
+    assert "plain 8 bits: not measured" in text(browser, "legend")
+    box = next(label for label in browser.find_elements(By.CSS_SELECTOR, "#legend label") if label.text == "tpe")
+    box.click()
+    assert set(plot(browser)["marks"]) == {"uniform"}
+    mark = browser.find_element(By.CSS_SELECTOR, "#plot [data-mark='uniform']")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", mark)
+    assert hover(browser, mark).startswith("uniform\n-50% channels, w4 a8")
+    assert complaints(browser) == []
+
+
+def test_a_score_has_error_bars_where_there_were_seeds(browser: Chrome, tmp_path: Path) -> None:
+    open_run(browser, tmp_path)
+    assert plot(browser)["bars"] == 1
+    row = browser.find_element(By.CSS_SELECTOR, "#table tr.recommended").text
+    assert row.startswith("7 recommended")
+    assert "97.6 ± 0.3% 3 seeds" in row
+    assert "trained further from trial 1" in row
+    assert "not clearly better than trial 7" in text(browser, "table")
+    said = hover(browser, point(browser, 7))
+    assert "over 3 seeds 97.6 ± 0.3%" in said
+    assert "trained further from trial 1" in said
 
 
 def test_names_are_text_and_nothing_of_them_runs(browser: Chrome, tmp_path: Path) -> None:
     evil = "</script><script>window.ran = 1</script><img src=x onerror='window.ran = 2'>"
     results = [result.model_copy(update={"summary": evil}) for result in made_results()]
-    opened(browser, tmp_path, results, title=evil)
-    points = browser.find_elements(By.CSS_SELECTOR, "#plot .scatterlayer .trace:nth-child(2) .point")
-    ActionChains(browser).move_to_element(points[0]).perform()
-    label = WebDriverWait(browser, 10).until(lambda page: page.find_element(By.CSS_SELECTOR, ".hoverlayer .hovertext"))
-    assert "<script>" in label.text
-    assert browser.find_element(By.ID, "title").text == evil
+    open_results(browser, tmp_path, results, title=evil)
+    assert "<script>" in hover(browser, point(browser, 4))
+    assert text(browser, "title") == evil
     assert column(browser, 5)[0] == evil
+    assert evil in text(browser, "why")
+    point(browser, 4).click()
+    assert evil in text(browser, "panel")
     assert browser.execute_script("return window.ran") is None
     assert browser.find_elements(By.TAG_NAME, "img") == []
 
 
 def test_a_front_that_is_empty_says_why(browser: Chrome, tmp_path: Path) -> None:
-    opened(browser, tmp_path, made_results(), limits=(Limit.parse("size <= 5 kB"),))
-    notes = browser.find_element(By.ID, "notes").text
+    open_results(browser, tmp_path, limits=(Limit.parse("size <= 5 kB"),))
+    notes = text(browser, "notes")
     assert "None of 4 trials meets size <= 5 kB. The nearest:" in notes
     assert "What binds: size <= 5 kB, missed by every trial." in notes
+    assert not shown(browser, "answer")
+    assert texts(browser, "#alternatives h3") == ["Nearest to the limits"] * 3
+    assert texts(browser, "#alternatives code")[0].endswith("--pick 4 -o run-4")
     assert column(browser, 0) == ["4", "1", "0"]
     assert complaints(browser) == []
 
 
 def test_the_page_follows_the_dark_mode_and_a_narrow_screen(browser: Chrome, tmp_path: Path) -> None:
-    dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
-    opened(browser, tmp_path, made_results())
-    assert plot(browser)["paper"] == "#ffffff"
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
-    WebDriverWait(browser, 10).until(lambda page: plot(page)["paper"] == "#12171d")
-    phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
-    WebDriverWait(browser, 10).until(
-        lambda page: page.execute_script("return document.getElementById('plot').layout.coloraxis.colorbar.orientation") == "h"
-    )
+    open_results(browser, tmp_path)
+
+    def paint() -> tuple[str, str]:
+        paper = browser.find_element(By.TAG_NAME, "body").value_of_css_property("background-color")
+        return paper, point(browser, 4).get_attribute("fill") or ""
+
+    light = paint()
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", DARK)
+    WebDriverWait(browser, 10).until(lambda _: paint()[1] != light[1])
+    assert paint()[0] == "rgba(18, 23, 29, 1)" != light[0]
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
+    WebDriverWait(browser, 10).until(lambda page: page.find_element(By.CSS_SELECTOR, "#plot svg").rect["width"] < 390)
     assert browser.execute_script("return document.documentElement.scrollWidth") == 390
     assert complaints(browser) == []

@@ -1,4 +1,4 @@
-"""What stands below the front: the search and its rivals, importances, sensitivities."""
+"""What stands below the front: layers, the search and its rivals, importances, failures, the fine print."""
 
 from pathlib import Path
 from typing import Any
@@ -9,37 +9,43 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from autocompress.folder import RunFolder
 from autocompress.importance import Importance
-from autocompress.report import write_report
-from tests.browser.pages import complaints, requests
-from tests.made import LAYERS, made_front, made_results
+from autocompress.layer import Layers
+from tests.browser.pages import (
+    DARK,
+    PHONE,
+    complaints,
+    open_report,
+    open_results,
+    open_run,
+    requests,
+    shown,
+    text,
+    texts,
+)
+from tests.made import LAYERS, made_failure, made_folder, made_front, made_results
 from tests.made_evidence import made_run
 
 pytestmark = pytest.mark.browser
 
-PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
 
-
-def opened(browser: Chrome, path: Path, *, rivals: bool = True, importance: Importance | None = None) -> None:
-    """The report of a run with everything in it, drawn."""
-    folder, front, results = made_run(path / "run", rivals=rivals)
-    if importance is not None:
-        folder.importance.write_text(importance.to_json())
-    write_report(folder, front, results, LAYERS, title="mnist_vgg")
-    browser.get((folder.path / "front.html").as_uri())
-    WebDriverWait(browser, 30).until(lambda page: page.find_elements(By.CSS_SELECTOR, "#growth .plotly .xtick"))
+def opened(browser: Chrome, path: Path, *, importance: Importance) -> None:
+    """The report of a run with these importances."""
+    folder, front, results = made_run(path / "run")
+    folder.importance.write_text(importance.to_json())
+    open_report(browser, folder, front, results)
 
 
 def growth(browser: Chrome) -> dict[str, Any]:
     """The lines of the chart, by name, and what is written beside them."""
     drawn: dict[str, Any] = browser.execute_script(
-        "const plot = document.getElementById('growth');"
-        "const lines = plot.data.filter(trace => trace.mode === 'lines');"
-        "return {lines: Object.fromEntries(lines.map(line => [line.name, {x: line.x, y: line.y, width: line.line.width}])),"
-        "notes: plot.layout.annotations.map(note => note.text), legend: plot.layout.showlegend,"
-        "colours: new Set(lines.map(line => line.line.color)).size, dashes: new Set(lines.map(line => line.line.dash)).size,"
-        "paper: plot.layout.paper_bgcolor}"
+        "const lines = [...document.querySelectorAll('#growth .curve')], shown = name => getComputedStyle(name).fill;"
+        "const names = [...document.querySelectorAll('#growth .name')];"
+        "return {lines: Object.fromEntries(lines.map(line => [line.dataset.name, Number(line.getAttribute('stroke-width'))])),"
+        "starts: Object.fromEntries(lines.map(line => [line.dataset.name, line.getPointAtLength(0).x])),"
+        "notes: names.map(name => name.textContent), colours: new Set(lines.map(line => line.getAttribute('stroke'))).size,"
+        "dashes: new Set(lines.map(line => line.getAttribute('stroke-dasharray'))).size, ink: names.map(shown),"
+        "strokes: lines.map(line => getComputedStyle(line).stroke)}"
     )
     return drawn
 
@@ -53,55 +59,122 @@ def cell(browser: Chrome, layer: str, column: int) -> WebElement:
     return row.find_elements(By.TAG_NAME, "td")[column]
 
 
-def shown(browser: Chrome, name: str) -> bool:
-    return browser.find_element(By.ID, name).is_displayed()
-
-
 def test_the_sections_are_drawn_without_a_complaint_and_ask_no_network(browser: Chrome, tmp_path: Path) -> None:
-    opened(browser, tmp_path)
-    assert [head.text for head in browser.find_elements(By.CSS_SELECTOR, "main h2")] == [
+    open_run(browser, tmp_path)
+    assert texts(browser, "main h2") == [
         "The Pareto front",
-        "Was the search worth it?",
-        "Which knob mattered",
+        "What the front agrees on",
         "How sensitive is each layer?",
+        "Was the search worth it?",
+        "How trials ended",
+        "Failures by reason",
+        "Which knob mattered",
+        "What the time went into",
+        "The fine print",
     ]
     assert requests(browser) == [browser.current_url]
     assert complaints(browser) == []
 
 
-def test_a_run_without_them_shows_the_front_alone(browser: Chrome, tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    write_report(folder, made_front(made_results()), made_results(), LAYERS, title="mnist_vgg")
-    browser.get((folder.path / "front.html").as_uri())
-    WebDriverWait(browser, 30).until(lambda page: page.find_elements(By.CSS_SELECTOR, "#plot .plotly .xtick"))
-    assert [shown(browser, name) for name in ("worth", "knobs", "sensitive")] == [False] * 3
+def test_a_run_without_them_shows_what_its_trials_tell(browser: Chrome, tmp_path: Path) -> None:
+    open_results(browser, tmp_path)
+    hidden = [shown(browser, name) for name in ("worth", "knobs", "sensitive")]
+    assert hidden == [False] * 3
+    assert shown(browser, "ended")
     assert complaints(browser) == []
 
 
+def test_a_search_without_any_complete_trial_has_a_page(browser: Chrome, tmp_path: Path) -> None:
+    results = [made_failure(0, "out of memory"), made_failure(1, "out of memory"), made_failure(2, "the loss was <nan>")]
+    open_results(browser, tmp_path, results)
+    assert text(browser, "heading") == "The uncompressed model"
+    assert not shown(browser, "agreement")
+    assert "nothing to choose from" in text(browser, "notes")
+    rows = [row.split(maxsplit=1)[1] for row in texts(browser, "#reasons tbody tr")]
+    assert rows == ["out of memory 0, 1", "the loss was <nan> 2"]
+    assert complaints(browser) == []
+
+
+def test_what_the_front_agrees_on_stands_in_words_and_by_layer(browser: Chrome, tmp_path: Path) -> None:
+    open_results(browser, tmp_path)
+    assert texts(browser, "#agreed li") == [
+        "All 3 compute every layer in 8-bit integers.",
+        "All 3 remove at least 50% of the channels of features.0 and features.3.",
+        "All 3 leave single weights as they are: none is set to zero.",
+    ]
+    rows = texts(browser, "#spans tbody tr")
+    assert rows[0] == "features.0 32 of 64 2 to 8 0%"
+    assert rows[2].startswith("classifier - 2 to 8")
+
+
+def test_names_of_layers_are_text_everywhere(browser: Chrome, tmp_path: Path) -> None:
+    evil = "<img src=x onerror='window.ran = 1'>"
+    layers = Layers.model_validate_json(LAYERS.to_json().replace("features.3", evil))
+    folder, _, results = made_run(tmp_path / "run")
+    swapped = [type(result).from_json(result.to_json().replace("features.3", evil)) for result in results]
+    folder.sensitivity.write_text(folder.sensitivity.read_text().replace("features.3", evil))
+    (folder.baselines / "tpe").rename(folder.baselines / "<b>tpe<")
+    open_report(browser, folder, made_front(swapped), swapped, layers=layers)
+    assert any(evil in sentence for sentence in texts(browser, "#agreed li"))
+    assert evil in texts(browser, "#heat tbody th")
+    assert "<b>tpe<" in text(browser, "legend")
+    assert any("<b>tpe<" in note for note in growth(browser)["notes"])
+    assert browser.find_elements(By.TAG_NAME, "img") == []
+    assert browser.execute_script("return window.ran") is None
+
+
 def test_the_search_and_its_rivals_are_lines_named_at_their_ends(browser: Chrome, tmp_path: Path) -> None:
-    opened(browser, tmp_path)
-    assert browser.find_element(By.ID, "verdict").text.startswith("The search had the final hypervolume of its best rival, tpe")
-    assert browser.find_element(By.ID, "control").text.startswith("Fine-tuned in the same way but not compressed")
+    open_run(browser, tmp_path)
+    assert text(browser, "verdict").startswith("The search had the final hypervolume of its best rival, tpe")
+    assert text(browser, "control").startswith("Fine-tuned in the same way but not compressed")
     drawn = growth(browser)
     assert set(drawn["lines"]) == {"this run", "tpe", "uniform"}
-    assert drawn["lines"]["uniform"]["x"] == [0, 20.5, 164]
-    assert drawn["lines"]["this run"]["x"][0] == 10, "it begins when the sensitivities are known"
-    assert drawn["lines"]["this run"]["width"] > drawn["lines"]["tpe"]["width"]
+    assert drawn["starts"]["this run"] > drawn["starts"]["uniform"], "it begins when the sensitivities are known"
+    assert drawn["lines"]["this run"] > drawn["lines"]["tpe"]
     assert drawn["colours"] == 3
-    assert drawn["notes"] == ["19% of the best rival's compute", "<b>this run</b> 0.733", "tpe 0.416", "uniform 0.289"]
-    assert not drawn["legend"]
+    assert drawn["notes"] == ["19% of the best rival's compute", "this run 0.733", "tpe 0.416", "uniform 0.289"]
+    assert set(drawn["strokes"]) <= set(drawn["ink"]), "a name has the colour of its line"
+    assert not shown(browser, "growth-names")
 
 
 def test_a_search_without_rivals_says_how_to_get_them(browser: Chrome, tmp_path: Path) -> None:
-    opened(browser, tmp_path, rivals=False)
-    assert browser.find_element(By.ID, "worth-heading").text == "How the front grew"
-    assert "autocompress baseline RUN" in browser.find_element(By.ID, "verdict").text
+    open_run(browser, tmp_path, rivals=False)
+    assert text(browser, "worth-heading") == "How the front grew"
+    assert "autocompress baseline RUN" in text(browser, "verdict")
     assert not shown(browser, "control")
     assert list(growth(browser)["lines"]) == ["this run"]
 
 
+def test_trials_by_state_time_and_failures_are_shown(browser: Chrome, tmp_path: Path) -> None:
+    open_run(browser, tmp_path)
+    assert texts(browser, "#ended-names .item") == ["4 complete", "3 trained further", "1 stopped at a rung", "1 failed"]
+    bars = browser.execute_script(
+        "const bars = [...document.querySelectorAll('#ended .state')];"
+        "return bars.filter(bar => Number(bar.getAttribute('height')) > 0).length"
+    )
+    assert bars == 9
+    assert texts(browser, "#split-table tr")[:3] == ["prepare 10 s 4%", "compress 3.5 s 1%", "train 2.3 min 52%"]
+    assert texts(browser, "#reasons tbody tr") == ["1 DivergedError: the loss was nan after 12 steps 3"]
+
+
+def test_the_fine_print_names_what_is_on_record_and_what_is_not(browser: Chrome, tmp_path: Path) -> None:
+    folder = made_folder(tmp_path / "run", made_results())
+    open_report(browser, folder, made_front(made_results()), made_results())
+    fine = text(browser, "fine")
+    for words in (
+        "AMD EPYC, 2 cores, no GPU, Python 3.11.7: 4 trials.",
+        "onnxruntime 1.32.0",
+        "The seed is not on record.",
+        "train: size not on record",
+        "test: 1,000 examples, scored once",
+        "Noise: not measured",
+        "Bytes and time of single layers.",
+    ):
+        assert words in fine
+
+
 def test_importances_are_bars_as_long_as_they_say(browser: Chrome, tmp_path: Path) -> None:
-    opened(browser, tmp_path)
+    open_run(browser, tmp_path)
     assert [head.text for head in browser.find_elements(By.CSS_SELECTOR, "#bars thead th")] == ["parameter", "size", "latency"]
     rows = browser.find_elements(By.CSS_SELECTOR, "#bars tbody tr")
     assert [row.text.split() for row in rows] == [["balance", "30%", "80%"], ["budget", "70%", "20%"], ["steps", "<1%"]]
@@ -110,7 +183,7 @@ def test_importances_are_bars_as_long_as_they_say(browser: Chrome, tmp_path: Pat
         ".map(bar => bar.getBoundingClientRect().width / bar.parentElement.getBoundingClientRect().width)"
     )
     assert widths == pytest.approx([0.296, 0.8], abs=0.01)
-    assert "over 40 trials. Accuracy: it is the same in all 40 trials." in browser.find_element(By.ID, "knobs-words").text
+    assert "over 40 trials. Accuracy: it is the same in all 40 trials." in text(browser, "knobs-words")
     assert not shown(browser, "more")
 
 
@@ -128,12 +201,12 @@ def test_many_parameters_are_shown_when_asked_for(browser: Chrome, tmp_path: Pat
 def test_without_importances_it_says_why(browser: Chrome, tmp_path: Path) -> None:
     reason = "only 9 trials were sampled and completed, at least 20 are needed"
     opened(browser, tmp_path, importance=Importance(trials=9, missing={"size_bytes": reason}))
-    assert browser.find_element(By.ID, "knobs-words").text == f"Size: {reason}."
+    assert text(browser, "knobs-words") == f"Size: {reason}."
     assert not shown(browser, "bars")
 
 
 def test_the_map_is_darker_where_a_layer_is_more_sensitive(browser: Chrome, tmp_path: Path) -> None:
-    opened(browser, tmp_path)
+    open_run(browser, tmp_path)
     heads = [head.text for head in browser.find_elements(By.CSS_SELECTOR, "#heat thead th")]
     assert heads[:5] == ["layer", "channels removed", "bits of the weights", "zeros", "activations"]
     assert heads[5:] == ["25%", "50%", "75%", "8", "4", "2", "25%", "50%", "8"]
@@ -152,7 +225,7 @@ def test_the_map_is_darker_where_a_layer_is_more_sensitive(browser: Chrome, tmp_
 
 
 def test_pointing_at_a_cell_shows_its_number_and_so_do_the_keys(browser: Chrome, tmp_path: Path) -> None:
-    opened(browser, tmp_path)
+    open_run(browser, tmp_path)
     tip = browser.find_element(By.ID, "tip")
     assert not tip.is_displayed()
     target = cell(browser, "features.3", 4)
@@ -184,30 +257,11 @@ def test_pointing_at_a_cell_shows_its_number_and_so_do_the_keys(browser: Chrome,
     assert complaints(browser) == []
 
 
-def test_refits_and_seeds_are_seen_in_the_table_and_at_the_point(browser: Chrome, tmp_path: Path) -> None:
-    opened(browser, tmp_path)
-    row = browser.find_element(By.CSS_SELECTOR, "#table tr.recommended").text
-    assert row.startswith("7 recommended")
-    assert "97.6 ± 0.3% 3 seeds" in row
-    assert "trained further from trial 1" in row
-    assert "not clearly better than trial 7" in browser.find_element(By.ID, "table").text
-    bars = browser.execute_script("return document.getElementById('plot').data.find(trace => trace.name === 'front').error_y")
-    assert bars["array"][1] == pytest.approx(0.00285, abs=1e-4)
-    assert bars["arrayminus"][1] == pytest.approx(0.00218, abs=1e-4)
-    assert bars["array"][0] is None
-    points = browser.find_elements(By.CSS_SELECTOR, "#plot .scatterlayer .trace:nth-child(2) .point")
-    browser.execute_script("window.scrollTo(0, 0)")
-    ActionChains(browser).move_to_element(points[1]).perform()
-    label = WebDriverWait(browser, 10).until(lambda page: page.find_element(By.CSS_SELECTOR, "#plot .hoverlayer .hovertext"))
-    assert "over 3 seeds 97.6 ± 0.3%" in label.text
-    assert "trained further from trial 1" in label.text
-
-
 def test_the_sections_fit_a_phone_and_follow_the_dark_mode(browser: Chrome, tmp_path: Path) -> None:
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
-    opened(browser, tmp_path)
+    open_run(browser, tmp_path)
     drawn = growth(browser)
-    assert drawn["legend"], "no room for names beside the lines"
+    assert shown(browser, "growth-names"), "no room for names beside the lines"
     assert drawn["notes"] == ["19% of the compute"]
     assert browser.execute_script("return document.documentElement.scrollWidth") == 390
     name = browser.find_element(By.CSS_SELECTOR, "#heat tbody th")
@@ -215,8 +269,7 @@ def test_the_sections_fit_a_phone_and_follow_the_dark_mode(browser: Chrome, tmp_
     browser.execute_script("arguments[0].scrollLeft = 200", box)
     assert name.rect["x"] == pytest.approx(box.rect["x"], abs=2), "the name stays in sight"
     before = cell(browser, "features.3", 4).value_of_css_property("background-color")
-    dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
-    WebDriverWait(browser, 10).until(lambda page: growth(page)["paper"] == "#12171d")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", DARK)
+    WebDriverWait(browser, 10).until(lambda page: growth(page)["strokes"] != drawn["strokes"])
     assert cell(browser, "features.3", 4).value_of_css_property("background-color") != before
     assert complaints(browser) == []

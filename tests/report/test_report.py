@@ -125,7 +125,6 @@ def test_two_thousand_trials_stay_under_six_megabytes(folder: RunFolder) -> None
     write_report(folder, made_front(results, ()), results, LAYERS, title="many")
     assert (folder.path / "front.html").stat().st_size < 6_000_000
     assert len(table_of(folder)) == 2000
-    assert (folder.path / "front.html").read_text().count("plotly.js v") == 1
 
 
 def picture_of(folder: RunFolder) -> np.ndarray:

@@ -262,7 +262,7 @@ def test_refits_compute_and_what_was_measured_before_are_there(tmp_path: Path, u
     assert {metric.value for metric in history} == {metric.value for metric in by_trial}
 
     assert {artifact.path for artifact in client.list_artifacts(parent.info.run_id)} == {
-        *("front.json", "front.csv", "front.html", "front.png", "search.png"),
+        *("front.json", "front.csv", "front.html", "front.md", "front.png", "search.png"),
         *("sensitivity.json", "sensitivity_table.json", "importance.json"),
     }
     table = json.loads(Path(client.download_artifacts(parent.info.run_id, "sensitivity_table.json")).read_text())
@@ -278,6 +278,29 @@ def test_refits_compute_and_what_was_measured_before_are_there(tmp_path: Path, u
     before = everything(client)
     assert sync(folder, front, layers=LAYERS) == 0
     assert everything(client) == before
+
+
+def test_a_report_that_is_written_before_the_end_knows_the_run_of_each_trial(tmp_path: Path, uri: str) -> None:
+    folder, front, results = made_run(tmp_path / "run")
+    tracker = tracker_of(folder, uri)
+    tracker.start()
+    tracker.settle()
+    noted = MlflowRun.from_json(folder.mlflow_json.read_bytes())
+    _, nested = runs_of(MlflowClient(tracking_uri=uri))
+    assert noted.trials == {number: run.info.run_id for number, run in nested.items()}
+    assert set(noted.trials) == {result.number for result in results}
+    assert tracker.close(front) == 0
+    assert MlflowRun.from_json(folder.mlflow_json.read_bytes()).trials == noted.trials
+
+
+def test_a_run_that_was_noted_before_its_trials_were_can_be_read(folder: RunFolder, uri: str) -> None:
+    tracked(folder, uri, made_results()[:1])
+    old = json.loads(folder.mlflow_json.read_text())
+    del old["trials"]
+    folder.mlflow_json.write_text(json.dumps(old))
+    assert MlflowRun.from_json(folder.mlflow_json.read_bytes()).trials == {}
+    assert sync(folder, None, layers=LAYERS) == 0
+    assert set(MlflowRun.from_json(folder.mlflow_json.read_bytes()).trials) == {0}
 
 
 def test_damaged_sensitivities_cost_nothing_but_themselves(folder: RunFolder, uri: str) -> None:

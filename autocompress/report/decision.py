@@ -1,0 +1,119 @@
+"""The decision that a report is opened for: which model to take, what else there is, and the commands that deliver them."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from autocompress.folder import RunFolder
+from autocompress.front import ParetoFront, Pick
+from autocompress.report.data import is_share, show, show_spread, show_test, times_faster, times_smaller
+from autocompress.result import TrialResult
+
+_ALTERNATIVES: dict[str, Pick] = {"smallest": "smallest", "fastest": "fastest", "most accurate": "best"}
+_NEAREST = "nearest to the limits"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model to take: what it is among the others, what it gains, how well it does, and the command that exports it."""
+
+    role: str
+    number: int
+    gains: str
+    score: str
+    command: str
+
+    @property
+    def sentence(self) -> str:
+        """``8.9x smaller, 3.1x faster, -0.4 points; 98.1 ± 0.6% on test``."""
+        return f"{self.gains}; {self.score}"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The `recommended` model, None when no trial meets the limits, and three others.
+
+    The `alternatives` are the ends of the front or, when no trial meets the limits, the nearest.
+    """
+
+    recommended: Choice | None
+    alternatives: tuple[Choice, ...]
+
+
+def decision_of(front: ParetoFront, folder: RunFolder) -> Decision:
+    """Commands name trials by number: what they deliver does not depend on how a pick is defined."""
+    chosen = front.recommended()
+    if chosen is None:
+        return Decision(None, tuple(_choice(_NEAREST, result, front, folder) for result in front.nearest))
+    ends = {role: front.pick(how) for role, how in _ALTERNATIVES.items()}
+    return Decision(
+        _choice("recommended", chosen, front, folder),
+        tuple(_choice(role, end, front, folder) for role, end in ends.items() if end is not None),
+    )
+
+
+def gains_words(result: TrialResult, front: ParetoFront) -> str:
+    """``8.9x smaller, 3.1x faster, -0.4 points``; points on the test split where both models were scored there."""
+    base = front.baseline
+    faster = _times(times_faster(result.metrics, base), "faster", "slower")
+    further = [f"{times_faster(result.metrics, base, name):.1f}x on {place}" for name, place in front.further_latencies.items()]
+    words = [
+        _times(times_smaller(result.metrics, base), "smaller", "larger"),
+        f"{faster} ({', '.join(further)})" if further else faster,
+    ]
+    if is_share(base):
+        words.append(_points(result, front))
+    return ", ".join(words)
+
+
+def score_words(result: TrialResult, front: ParetoFront) -> str:
+    """``98.1 ± 0.6% on test``, or the validation score of a model that was not scored there."""
+    test, spread = front.test.get(result.number), front.spread.get(result.number)
+    if test is not None:
+        return f"{show_test(test, front.baseline)} on test"
+    score = show_spread(spread, front.baseline) if spread else show("accuracy", result.metrics["accuracy"], front.baseline)
+    return f"{score} on validation"
+
+
+def export_command(number: int, role: str, folder: RunFolder) -> str:
+    """What to type for this model: ``autocompress export runs/mine --pick 7 -o mine-smallest``."""
+    into = f"{folder.path.name}-{number if role == _NEAREST else role.replace(' ', '-')}"
+    return f"{export_prefix(folder)} --pick {number} -o {shlex.quote(into)}"
+
+
+def export_prefix(folder: RunFolder) -> str:
+    """``autocompress export runs/mine``, to be followed by what to export."""
+    return f"autocompress export {shlex.quote(_from_here(folder.path))}"
+
+
+def _choice(role: str, result: TrialResult, front: ParetoFront, folder: RunFolder) -> Choice:
+    return Choice(
+        role=role,
+        number=result.number,
+        gains=gains_words(result, front),
+        score=score_words(result, front),
+        command=export_command(result.number, role, folder),
+    )
+
+
+def _times(ratio: float, better: str, worse: str) -> str:
+    return f"{ratio:.1f}x {better}" if ratio >= 0.995 else f"{1 / ratio:.1f}x {worse}"
+
+
+def _points(result: TrialResult, front: ParetoFront) -> str:
+    test, before = front.test.get(result.number), front.baseline_test
+    if test is not None and before is not None:
+        change = test.accuracy - before.accuracy
+    else:
+        spread = front.spread.get(result.number)
+        change = (spread.mean if spread else result.metrics["accuracy"]) - front.baseline["accuracy"]
+    points = round(100 * change, 1)
+    return f"{points:+.1f} points" if points else "±0.0 points"
+
+
+def _from_here(path: Path) -> str:
+    """Relative where it lies below the working folder: the same command works there, and no home folder is told."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

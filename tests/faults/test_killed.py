@@ -138,20 +138,3 @@ def test_killed_where_a_result_changes_hands(toy_run: Path, tmp_path: Path, mome
     resume(folder.path, driver=LocalDriver(), trials=6)
     assert folder.record.read_bytes().startswith(before)
     check_whole(folder, 6)
-
-
-@pytest.mark.ray
-def test_killed_with_workers_a_search_is_whole(toy_run: Path, tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    shutil.copytree(toy_run, folder.path)
-    folder.mlflow_json.unlink()
-    arguments = ("resume", folder.path, "--driver", "tune", "--concurrency", "2", "--trials", "50")
-    with running(command, tmp_path / "said", *arguments) as process:
-        wait_until(lambda: finished(folder.path) >= 5, process)
-        process.kill()
-        assert ended(process) == -signal.SIGKILL, (tmp_path / "said").read_text()
-    before = folder.record.read_bytes()
-    count = finished(folder.path)
-    resume(folder.path, driver=LocalDriver(), trials=count + 1)
-    assert folder.record.read_bytes().startswith(before)
-    check_whole(folder, count + 1)

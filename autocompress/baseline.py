@@ -1,5 +1,6 @@
 """The uncompressed model: trained once if it must be, exported, measured, and shared by every trial."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from copy import deepcopy
@@ -14,7 +15,7 @@ from safetensors.numpy import save as save_tensors
 from torch import nn
 
 from autocompress import nested
-from autocompress.errors import DivergedError, ExportError, InputError, RunFolderError, TaskError
+from autocompress.errors import DivergedError, ExportError, InputError, RunFolderError, TaskError, TrialError
 from autocompress.folder import write_whole
 from autocompress.layer import Layers
 from autocompress.measure import Place, Places, download_bytes, here, score, size_bytes
@@ -32,6 +33,7 @@ Data = dict[Split, Pairs]
 
 # How many inputs make an example batch.
 _EXAMPLES = 8
+_WEIGHTS = "weights.safetensors"
 # Two runtimes add up floats in another order.
 _PARITY = 1e-3
 
@@ -140,17 +142,24 @@ def load_baseline(folder: Path) -> Baseline:
     """What `make_baseline` stored. Raises `RunFolderError` when it is missing or damaged."""
     try:
         stored = json.loads((folder / "baseline.json").read_text())
+        sums = stored["sha256"]
         return Baseline(
-            weights=load_tensors((folder / "weights.safetensors").read_bytes()),
+            weights=load_tensors(_whole(folder / _WEIGHTS, sums)),
             layers=Layers.model_validate(stored["layers"]),
-            files={runtime: (folder / name).read_bytes() for runtime, name in stored["files"].items()},
+            files={runtime: _whole(folder / name, sums) for runtime, name in stored["files"].items()},
             metrics=stored["metrics"],
             target=Target.model_validate(stored["target"]),
         )
     except Exception as error:
-        raise RunFolderError(
-            f"the baseline in {folder} is damaged ({type(error).__name__}: {str(error).splitlines()[0]}); start a new run"
-        ) from error
+        problem = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        raise RunFolderError(f"the baseline in {folder} is damaged ({problem}); put it back, or start a new run") from error
+
+
+def _whole(file: Path, sums: dict[str, str]) -> bytes:
+    content = file.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sums[file.name]:
+        raise ValueError(f"{file.name} is not as it was written")
+    return content
 
 
 def load_data(task: Task) -> Data:
@@ -213,6 +222,8 @@ def _score(file: bytes, split: Pairs, task: Task, place: Place) -> float:
         value = score(file, split, task, place)
     except DivergedError as error:
         raise TaskError(f"the uncompressed model cannot be judged: {error}; score() must give a finite number") from error
+    except TrialError as error:
+        raise TaskError(f"the uncompressed model cannot be judged: {error}") from error
     except Exception as error:
         raise TaskError(f"the task's score() failed: {type(error).__name__}: {error}") from error
     low, high = task.score_range
@@ -231,14 +242,16 @@ def _checked(function: Callable[[], T], name: str = "model()") -> T:
 
 
 def _store(baseline: Baseline, folder: Path) -> None:
-    write_whole(folder / "weights.safetensors", save_tensors(baseline.weights))
+    contents = {_WEIGHTS: save_tensors(baseline.weights)}
     names = {runtime: file_name(baseline.target, place) for runtime, place in baseline.target.by_runtime.items()}
-    for runtime, name in names.items():
-        write_whole(folder / name, baseline.files[runtime])
+    contents |= {name: baseline.files[runtime] for runtime, name in names.items()}
+    for name, content in contents.items():
+        write_whole(folder / name, content)
     stored = {
         "version": 1,
         "target": baseline.target.model_dump(mode="json"),
         "files": names,
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
         "metrics": baseline.metrics,
         "layers": baseline.layers.model_dump(mode="json"),
     }

@@ -18,8 +18,8 @@ from autocompress.noun import Noun
 from autocompress.opened import Run, RunNote, open_run
 from autocompress.report import write_report
 from autocompress.rivals import RIVALS, has_levels, rival_experiment
-from autocompress.run import conduct
-from autocompress.trackers.mlflow import check_reachable, sync
+from autocompress.run import conduct, look_for_mlflow
+from autocompress.trackers.mlflow import sync
 from autocompress.trackers.mlflow_run import public_uri
 
 _DONE = "rival.json"
@@ -67,7 +67,7 @@ def run_baselines(
         for name in dict.fromkeys(rivals or _possible(experiment, run, view))
     }
     uri = uri or run.note.tracking_uri
-    check_reachable(uri)
+    look_for_mlflow(uri, view)
     driver.check()
     for name, theirs in experiments.items():
         if not _compete(run, name, theirs, spend, driver, uri, view):

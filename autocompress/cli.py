@@ -2,6 +2,7 @@
 
 import _thread
 import shlex
+import signal
 import sys
 import tempfile
 import threading
@@ -50,11 +51,14 @@ class NothingHoldsError(Exception):
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs a command and ends the process: 0 done, 1 failed or a claim that does not hold, 2 bad input, 130 interrupted."""
+    """Runs a command and ends the process.
+
+    0 done, 1 failed or a claim that does not hold, 2 bad input, 130 interrupted by Ctrl-C, 143 told to end by SIGTERM.
+    """
     state = State()
     code = 0
     try:
-        with _insisting_on_ctrl_c():
+        with _insisting_on_ctrl_c(), _leaving_on_sigterm():
             code = cli.main(arguments, prog_name="autocompress", standalone_mode=False, obj=state) or 0
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
@@ -96,6 +100,19 @@ def _insisting_on_ctrl_c() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
+
+
+@contextmanager
+def _leaving_on_sigterm() -> Iterator[None]:
+    """On SIGTERM everything is left in order: processes that were started end, and so do temporary folders."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _complain(text: str, state: State, code: int) -> int:

@@ -7,6 +7,7 @@ AutocompressError
 |   |-- ExperimentError     an experiment file that cannot be used
 |   |-- TaskError           a task whose functions break their contract
 |   |-- RunFolderError      a run folder that is missing, unwritable or damaged
+|   |   `-- StudyDamagedError   a study that cannot be read
 |   `-- UnreachableError    a Ray or MLflow address that does not answer
 `-- TrialError              a trial that cannot go on; becomes a FAILED result, never a crash
     |-- DivergedError       a loss or a score that is not finite
@@ -47,6 +48,10 @@ class TaskError(InputError):
 
 class RunFolderError(InputError):
     """A run folder that is missing, unwritable or damaged."""
+
+
+class StudyDamagedError(RunFolderError):
+    """A stored study that cannot be read."""
 
 
 class UnreachableError(InputError):

@@ -59,7 +59,9 @@ class Experiment:
     are written like ``"accuracy >= baseline - 0.01"``. `sampler` is "tpe", "nsga2", "random", or any Optuna sampler.
     `start` holds parameter dictionaries (as the space names them) that are tried first, or is a function that makes them
     of the prior. `halving` stops bad trials early, `refit` trains the best further; None: neither. `cpus_per_trial` and
-    `gpus_per_trial` (fractions share one) are what Ray reserves; `settings` is shown in reports and MLflow.
+    `gpus_per_trial` (fractions share one) are what Ray reserves. A trial may take `trial_minutes` on its worker, its waiting
+    for the machine to time its file included; None: as long as it likes. One whose worker died, or took too long on Ray, is
+    begun again `retries` times before it has FAILED. `settings` is shown in reports and MLflow.
     """
 
     task: Task
@@ -75,7 +77,15 @@ class Experiment:
     refit: Refit | None = None
     cpus_per_trial: float = 1
     gpus_per_trial: float = 0
+    trial_minutes: float | None = None
+    retries: int = 1
     settings: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.trial_minutes is not None and not self.trial_minutes > 0:
+            raise ExperimentError(f"trial_minutes must be above 0, given {self.trial_minutes}")
+        if self.retries < 0:
+            raise ExperimentError(f"retries must be 0 or more, given {self.retries}")
 
     @property
     def needs_prior(self) -> bool:

@@ -112,7 +112,7 @@ class RunFolder:
         try:
             return TrialResult.from_json(line, source=f"line {number} of {self.record}")
         except Exception as error:
-            raise RunFolderError(f"{self.path} is damaged: {error}; remove that line to go on without the trial") from error
+            raise RunFolderError(f"{self.path} is damaged: {error}; `autocompress resume` goes on without the trial") from error
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

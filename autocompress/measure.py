@@ -12,7 +12,7 @@ import numpy as np
 import zstandard
 
 from autocompress import nested
-from autocompress.errors import DivergedError
+from autocompress.errors import DivergedError, TrialError
 from autocompress.front import TestScore
 from autocompress.lane import Lane
 from autocompress.nested import Nested
@@ -35,6 +35,7 @@ _PATIENCE, _LEAST_PATIENCE, _MOST_PATIENCE = 10_000, 0.2, 3.0
 _FIRST_SESSIONS = 20
 _FORGETTING = 1.005
 _SCORE_BATCH = 256
+_REASON_LENGTH = 120
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,12 @@ def score(model: bytes, data: tuple[Nested, Nested], task: Task, place: Place) -
 
 
 def checked_score(task: Task, outputs: Nested, targets: Nested) -> float:
-    """The task's score as a finite float. Raises `DivergedError`."""
-    value = float(task.score(outputs, targets))
+    """The task's score as a finite float. Raises `DivergedError`, and `TrialError` when it is no number."""
+    given: object = task.score(outputs, targets)
+    try:
+        value = float(given if not isinstance(given, str) else None)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise TrialError(f"score() must give a number, given {given!r}"[:_REASON_LENGTH]) from error
     if not np.isfinite(value):
         raise DivergedError(f"the score is {value}")
     return value

@@ -121,7 +121,9 @@ def open_run(folder: str | Path) -> Run:
     try:
         note = RunNote.from_json(where.run_json.read_bytes(), source=where.run_json.name)
     except (OSError, InputError) as error:
-        raise RunFolderError(f"{where.path} is damaged: {error}") from error
+        raise RunFolderError(
+            f"{where.path} is damaged: {error}; put run.json back, or start a new run from {where.experiment}"
+        ) from error
     original = Path(note.experiment)
     if not original.is_file() and not where.experiment.is_file():
         raise RunFolderError(
@@ -135,6 +137,4 @@ def read_front(folder: RunFolder) -> ParetoFront:
     try:
         return ParetoFront.from_json(folder.front_json.read_bytes(), source=folder.front_json.name)
     except (OSError, InputError) as error:
-        raise RunFolderError(
-            f"{folder.path} is damaged: {error}; remove {folder.front_json.name}, then `autocompress resume {folder.path}`"
-        ) from error
+        raise RunFolderError(f"{folder.path} is damaged: {error}; `autocompress resume {folder.path}` makes it anew") from error

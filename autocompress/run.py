@@ -1,8 +1,10 @@
 """The conductor: brings an experiment, a search, a driver, the trackers and the report together over one run folder."""
 
+import errno
 import fcntl
 import logging
 import shutil
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,22 +17,25 @@ import optuna
 from autocompress import nested
 from autocompress.baseline import Baseline, load_data, make_baseline
 from autocompress.drivers import Driver, Job, Site
+from autocompress.drivers.interrupt import INTERRUPTED, TERMINATED
 from autocompress.errors import InputError, RunFolderError, TaskError, TrialError
 from autocompress.experiment import Experiment, load_experiment
 from autocompress.folder import RunFolder, write_whole
 from autocompress.front import ParetoFront
 from autocompress.importance import write_importance
 from autocompress.listeners import FrontFile, Listeners, Silent, View
-from autocompress.measure import test_score
+from autocompress.measure import size_bytes, test_score
+from autocompress.mending import mend, with_study_mended
 from autocompress.opened import Options, Run, RunNote, open_run
 from autocompress.report import write_report
 from autocompress.result import Status, TrialResult
 from autocompress.search import Search
 from autocompress.trackers.jsonl import JsonlRecord
-from autocompress.trackers.mlflow import MlflowTracker, check_reachable
+from autocompress.trackers.mlflow import MlflowTracker, silence
 from autocompress.trackers.mlflow_run import public_uri
 
 _log = logging.getLogger(__name__)
+_NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
 _PACKAGES = ("autocompress", "torch", "onnx", "onnxruntime", "optuna", "ray", "mlflow")
 
 
@@ -54,18 +59,33 @@ def run_search(
     """Searches from the beginning, in a new run folder, and returns the front, scored on the test split.
 
     Raises `InputError` for whatever the user can mend; then a run that had no trial leaves no run behind. Raises
-    `KeyboardInterrupt` when it was interrupted before any trial was complete.
+    `KeyboardInterrupt` when it was interrupted before any trial was complete, `SystemExit` (143) when it was told to end by
+    SIGTERM: then what has finished is kept, and nothing more is measured.
     """
-    options = options or Options()
+    options, view = options or Options(), view or Silent()
     if options.space is not None and options.space.endswith(".py"):
         options = options.model_copy(update={"space": str(Path(options.space).resolve())})
     if options.costs is not None:
         options = options.model_copy(update={"costs": str(Path(options.costs).resolve())})
     experiment = options.apply(load_experiment(experiment_file))
-    check_reachable(tracking_uri)
+    look_for_mlflow(tracking_uri, view)
     driver.check()
     where = RunFolder(folder)
     where.create()
+    with _only_here(where):
+        where.create()  # again: another process may have begun a run here, and ended
+        return _begin(experiment_file, where, experiment, options, driver, tracking_uri, view)
+
+
+def _begin(
+    experiment_file: Path,
+    where: RunFolder,
+    experiment: Experiment,
+    options: Options,
+    driver: Driver,
+    tracking_uri: str,
+    view: View,
+) -> ParetoFront:
     note = RunNote(
         experiment=str(Path(experiment_file).resolve()),
         options=options,
@@ -75,7 +95,7 @@ def run_search(
     )
     shutil.copyfile(experiment_file, where.experiment)
     try:
-        return conduct(Run(where, note, Path(note.experiment)), experiment, driver, tracking_uri, view or Silent()).front
+        return _conduct(Run(where, note, Path(note.experiment)), experiment, driver, tracking_uri, view).front
     except RunFolderError:
         raise
     except InputError:
@@ -113,9 +133,19 @@ def resume(
     elif run.experiment_file.read_bytes() != run.folder.experiment.read_bytes():
         view.warn(f"{run.note.experiment} has changed since the run began (its earlier version is {run.folder.experiment})")
     experiment = run.experiment()
-    check_reachable(uri)
+    look_for_mlflow(uri, view)
     driver.check()
     return conduct(run, experiment, driver, uri, view).front
+
+
+def look_for_mlflow(uri: str, view: View) -> None:
+    """A server that is away is told, and costs nothing else. Raises `UnreachableError` for what can be no store."""
+    problem = silence(uri)
+    if problem is not None:
+        view.warn(
+            f"MLflow at {public_uri(uri)} does not answer ({problem}); the search goes on without, and writes all that MLflow "
+            "has missed when it answers again, at the latest by `autocompress sync`"
+        )
 
 
 def conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str, view: View) -> Ended:
@@ -123,9 +153,15 @@ def conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str,
 
     A folder that has a baseline keeps it.
     """
+    with _only_here(run.folder):
+        return _conduct(run, experiment, driver, tracking_uri, view)
+
+
+def _conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str, view: View) -> Ended:
     folder = run.folder
-    with _only_here(folder), _logging_to(folder.log):
+    with _disk_told(folder), _logging_to(folder.log):
         write_whole(folder.run_json, run.note.to_json(indent=1))
+        mend(folder, view.warn)
         recorded = folder.results()
         if not (folder.baseline / "baseline.json").exists():
             view.say("preparing the uncompressed model: train if the task trains, export, measure")
@@ -155,12 +191,17 @@ def conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str,
             except Exception:
                 tracker.close(None)
                 raise
-        if search.reason == "interrupted" and not any(result.status is Status.COMPLETE for result in folder.results()):
+        if search.reason == TERMINATED:
+            live.write()
+            tracker.close(None)
+            view.warn(f"told to end by SIGTERM; what has finished is kept: `autocompress resume {folder.path}` goes on")
+            raise SystemExit(128 + signal.SIGTERM)
+        if search.reason == INTERRUPTED and not any(result.status is Status.COMPLETE for result in folder.results()):
             tracker.close(None)
             raise KeyboardInterrupt
-        view.say(f"the search has ended: {search.reason}")
+        (view.warn if search.hopeless else view.say)(f"the search has ended: {search.reason}")
         front = _finish(run, job, driver, live, tracker, view)
-        return Ended(front, interrupted=search.reason == "interrupted")
+        return Ended(front, interrupted=search.reason == INTERRUPTED)
 
 
 def _search(run: Run, job: Job, driver: Driver, recorded: Sequence[TrialResult], view: View) -> Search:
@@ -170,15 +211,20 @@ def _search(run: Run, job: Job, driver: Driver, recorded: Sequence[TrialResult],
 
         costs = run.note.options.costs
         prior, spent = make_prior(job, driver, costs=None if costs is None else Path(costs), view=view)
-    return Search(
-        job.experiment,
-        job.baseline.layers,
-        job.baseline.metrics,
-        study=job.folder.study,
-        recorded=recorded,
-        prior=prior,
-        spent=spent,
-    )
+    study = job.folder.study
+
+    def search() -> Search:
+        return Search(
+            job.experiment,
+            job.baseline.layers,
+            job.baseline.metrics,
+            study=study,
+            recorded=recorded,
+            prior=prior,
+            spent=spent,
+        )
+
+    return with_study_mended(search, study, view.warn)
 
 
 def _baseline(site: Site, driver: Driver) -> Baseline:
@@ -199,7 +245,7 @@ def _finish(run: Run, job: Job, driver: Driver, live: FrontFile, tracker: Mlflow
     problem: Exception | None = None
     view.say(f"measuring the front ({len(front.members)} models) and the uncompressed model on the test split")
     try:
-        front = _tested(front, job, driver)
+        front = _tested(front, job, driver, view)
     except Exception as error:  # noqa: BLE001  # a user's function: it must not cost the report of a long search
         problem = error
     write_whole(folder.front_json, front.to_json(indent=1))
@@ -221,15 +267,22 @@ def _finish(run: Run, job: Job, driver: Driver, live: FrontFile, tracker: Mlflow
     return front
 
 
-def _tested(front: ParetoFront, job: Job, driver: Driver) -> ParetoFront:
+def _tested(front: ParetoFront, job: Job, driver: Driver, view: View) -> ParetoFront:
     """The front with the test scores it has not yet: each file is scored once in its life."""
-    files = {member.number: job.folder.path / (member.model or "") for member in front.members}
-    missing = {number: file for number, file in files.items() if number not in front.test and file.is_file()}
+    missing: dict[int, bytes] = {}
+    for member in front.members:
+        file = job.folder.path / (member.model or "")
+        if member.number not in front.test and file.is_file():
+            content = file.read_bytes()
+            if size_bytes(content) == member.metrics["size_bytes"]:
+                missing[member.number] = content
+            else:
+                view.warn(f"the file of trial {member.number} is damaged: {file} has {len(content):,} bytes; it is not tested")
     if front.baseline_test is not None and not missing:
         return front
     with driver.places(job) as places:
         place = places[job.experiment.target.alone.name]
-        test = {number: test_score(file.read_bytes(), job.experiment.task, place) for number, file in missing.items()}
+        test = {number: test_score(file, job.experiment.task, place) for number, file in missing.items()}
         uncompressed = front.baseline_test or test_score(job.baseline.file, job.experiment.task, place)
     return front.model_copy(update={"test": front.test | test, "baseline_test": uncompressed})
 
@@ -273,9 +326,30 @@ def _only_here(folder: RunFolder) -> Iterator[None]:
 
 
 @contextmanager
+def _disk_told(folder: RunFolder) -> Iterator[None]:
+    """A disk that takes nothing more is no mistake of ours, and what is on it is whole."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NOT_WRITABLE:
+            raise
+        what = f"{error.filename}" if error.filename else f"a file of the run {folder.path}"
+        raise RunFolderError(
+            f"cannot write {what}: {error.strerror}; mend that, then `autocompress resume {folder.path}`"
+        ) from error
+
+
+class _LogFile(logging.FileHandler):
+    """A log that cannot be written, as on a full disk, is no reason to write a traceback on the terminal."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Nothing."""
+
+
+@contextmanager
 def _logging_to(file: Path) -> Iterator[None]:
     """Whatever a library has to say goes to `file` and not over the progress."""
-    handler = logging.FileHandler(file)
+    handler = _LogFile(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     root, ours = logging.getLogger(), logging.getLogger("autocompress")
     level = ours.level

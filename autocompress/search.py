@@ -1,5 +1,6 @@
 """The search: one stored Optuna study that is asked for policies and told what came of them."""
 
+import re
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -46,6 +47,10 @@ STATES: dict[Status, TrialState] = {
 # after so many the search ends: there is hardly anything left that was not run.
 RANDOM_AFTER = 20
 EXHAUSTED_AFTER = 200
+
+# When so many trials have ended in a session, all by the same failure, no other policy will do better.
+_FAILED_ALIKE = 5
+_FIGURES = re.compile(r"[0-9][0-9.]*")
 
 _LOST = "the study has lost this trial"
 # Fewer trials there have to be before the first is trained further.
@@ -125,6 +130,9 @@ class Search:
         self._last_sampled = -1
         self._repeats = 0
         self._reason: str | None = None
+        self._endings: set[str | None] = set()  # of this session: failures without their figures, None for all else
+        self._told_here = 0
+        self._hopeless = False
         self._spent = spent
         self._began = time.monotonic()
         halving = experiment.halving
@@ -157,6 +165,11 @@ class Search:
     def reason(self) -> str | None:
         """Why the search asks for nothing more; None while it goes on."""
         return self._reason
+
+    @property
+    def hopeless(self) -> bool:
+        """True when the search was given up, because all trials of this session failed for the same reason."""
+        return self._hopeless
 
     def stop(self, reason: str) -> None:
         """Nothing more is asked for; what is under way may still be told."""
@@ -209,7 +222,8 @@ class Search:
     def tell(self, result: TrialResult) -> None:
         """Takes the result of a trial that was asked for; a second one of the same number is ignored.
 
-        A complete result whose objectives or limits cannot be computed is taken as failed.
+        A complete result whose objectives or limits cannot be computed is taken as failed. When all trials of the session so
+        far failed for the same reason the search is stopped.
         """
         if result.number in self._told:
             return
@@ -220,6 +234,11 @@ class Search:
         judged = self._take(result)
         for trial in (self._trials.pop(result.number), *self._twins.pop(_key(asked))):
             self._close(trial, judged)
+        self._endings.add(_FIGURES.sub("#", judged.error or "") if judged.status is Status.FAILED else None)
+        self._told_here += 1
+        if self._told_here >= _FAILED_ALIKE and len(self._endings) == 1 and None not in self._endings and not self._reason:
+            self._hopeless = True
+            self.stop(f"all of {self._told_here} trials failed for the same reason: {judged.error}; mend that, then resume")
 
     def _next(self) -> Trial | None:
         """A trial of the study: one that was under way, a new one, or a refit; None, with a reason, when all is done."""

@@ -12,7 +12,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from autocompress.errors import InputError, RunFolderError
+from autocompress.errors import InputError, RunFolderError, StudyDamagedError
 from autocompress.experiment import Experiment
 
 Direction = Literal["minimize", "maximize"]
@@ -37,7 +37,7 @@ class _Journal(JournalFileBackend):
 
 
 def open_journal(file: Path) -> BaseStorage:
-    """The journal file as a storage; a missing one is made. Raises `RunFolderError`."""
+    """The journal file as a storage; a missing one is made. Raises `RunFolderError`, `StudyDamagedError`."""
     try:
         file.touch()
         _cut_torn_line(file)
@@ -56,8 +56,8 @@ def _cut_torn_line(file: Path) -> None:
         os.truncate(file, whole)
 
 
-def _damaged(study: Path | BaseStorage) -> RunFolderError:
-    return RunFolderError(
+def _damaged(study: Path | BaseStorage) -> StudyDamagedError:
+    return StudyDamagedError(
         f"the study {study} is damaged; remove it and resume: the results are in the record, only the sampler forgets them"
     )
 
@@ -65,7 +65,7 @@ def _damaged(study: Path | BaseStorage) -> RunFolderError:
 def open_study(storage: BaseStorage, experiment: Experiment, where: Path | BaseStorage) -> optuna.Study:
     """The study in `storage`, made if it is not there; `where` names it in errors.
 
-    Raises `InputError` when it searches for other objectives, `RunFolderError` when it is damaged.
+    Raises `InputError` when it searches for other objectives, `StudyDamagedError` when it is damaged.
     """
     objectives = experiment.parsed_objectives
     metrics = [objective.metric for objective in objectives]

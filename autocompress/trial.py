@@ -18,7 +18,7 @@ from autocompress import nested
 from autocompress.baseline import Baseline, Data, as_tensors
 from autocompress.compress import compress
 from autocompress.distill import Teacher
-from autocompress.errors import ExportError, InputError, TrialError
+from autocompress.errors import ExportError, InputError, RunFolderError, TrialError
 from autocompress.fast import in_fast_layout
 from autocompress.finetune import evaluate, finetune, student_outputs
 from autocompress.folder import write_whole
@@ -133,7 +133,8 @@ def trial_rungs(
     `rungs` are shares of the fine-tuning steps. With `screened` the file is exported, measured and scored at the first rung
     already, for who stops bad trials there; it stays the one when no training makes a better one of it. `checkpoint` is that
     of another trial of a policy that differs in fine-tuning only: training goes on from there. What goes wrong in the trial
-    makes it FAILED; only a policy that does not fit the network or the target raises (`InputError`).
+    makes it FAILED; what raises (`InputError`) is a policy that does not fit the network or the target, and a folder that
+    cannot be written.
     """
     policy.check(baseline.layers, target.menu)
     places = here(target) if places is None else places
@@ -194,10 +195,8 @@ def trial_rungs(
             with clock.stage("evaluate"):
                 accuracy = _score(files[target.runtime], task, first, data, expected=best.accuracy)
             metrics = {**measured(files, student), "accuracy": accuracy}
-        write_whole(folder / CHECKPOINT, _checkpoint(student))
-        for runtime, place in target.by_runtime.items():
-            write_whole(folder / file_name(target, place), files[runtime])
-        write_whole(folder / "policy.json", policy.to_json(indent=1))
+        kept: dict[str, bytes | str] = {CHECKPOINT: _checkpoint(student), "policy.json": policy.to_json(indent=1)}
+        _keep(folder, kept | {file_name(target, place): files[runtime] for runtime, place in target.by_runtime.items()})
     except InputError:  # nothing that another policy could avoid
         raise
     except TrialError as failure:
@@ -329,6 +328,14 @@ def _compare(given: Nested, expected: tuple[Nested, Nested], where: str = "") ->
 def _output_gap(given: Array, expected: Array, uncompressed: Array) -> float:
     spread = max(float(np.linalg.norm(outputs - outputs.mean(axis=0))) for outputs in (expected, uncompressed))
     return float(np.linalg.norm(given - expected)) / max(spread, _TINY)
+
+
+def _keep(folder: Path, contents: dict[str, bytes | str]) -> None:
+    try:
+        for name, content in contents.items():
+            write_whole(folder / name, content)
+    except OSError as error:  # a full disk is no failure of the trial
+        raise RunFolderError(f"cannot write to {folder}: {error.strerror}; mend that, then `autocompress resume`") from error
 
 
 def _for_export(student: nn.Module) -> nn.Module:

@@ -146,8 +146,8 @@ def test_a_run_folder_that_holds_a_run(toy_run: Path, tracking_uri: str, capsys:
     assert f"go on with it by `autocompress resume {toy_run}`" in line
 
 
-@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////proc/none/mlflow.db", "htp://localhost:5000", "./mlruns"])
-def test_a_tracking_uri_that_cannot_be_reached(tmp_path: Path, capsys: Capture, uri: str) -> None:
+@pytest.mark.parametrize("uri", ["sqlite:////proc/none/mlflow.db", "htp://localhost:5000", "./mlruns"])
+def test_a_tracking_uri_that_can_be_no_store(tmp_path: Path, capsys: Capture, uri: str) -> None:
     file = write_experiment(tmp_path)
     line = complaint(capsys, *searching(file, uri))
     assert any(remedy in line for remedy in ("--tracking-uri", "did you mean 'http'", "use sqlite:///"))
@@ -194,10 +194,9 @@ def test_a_command_that_does_not_exist(capsys: Capture) -> None:
 
 DAMAGES = [
     ("run.json", "run.json is no valid RunNote", ("resume", "front", "export", "sync")),
-    ("trials.jsonl", "line 1 of", ("resume", "front", "export", "sync")),
-    ("front.json", "front.json is no valid ParetoFront", ("resume", "front", "export", "sync")),
+    ("trials.jsonl", "line 1 of", ("front", "export", "sync")),
+    ("front.json", "front.json is no valid ParetoFront", ("front", "export", "sync")),
     ("baseline/baseline.json", "the baseline in", ("resume", "front", "sync")),
-    ("study.log", "the results are in the record", ("resume",)),
 ]
 
 
@@ -208,7 +207,7 @@ def test_a_damaged_run_folder(toy_run: Path, tmp_path: Path, capsys: Capture, co
     shutil.copytree(toy_run, tmp_path / "run")
     content = (tmp_path / "run" / file).read_text()
     (tmp_path / "run" / file).write_text(f"{{broken\n{content}")
-    options = {"export": ("-o", tmp_path / "out"), "resume": ("--driver", "local", "--trials", "5")}.get(command, ())
+    options = {"export": ("-o", tmp_path / "out"), "resume": ("--driver", "local")}.get(command, ())
     line = complaint(capsys, command, tmp_path / "run", *options)
     assert cause in line
     assert str(tmp_path / "run") in line

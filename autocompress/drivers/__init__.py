@@ -77,5 +77,6 @@ class Driver(Protocol):
     def run(self, search: "Search", job: Job, listener: Listener) -> None:
         """Returns when the search asks for nothing more and knows the result of every trial that was started.
 
-        After Ctrl-C the search is stopped as "interrupted", trials under way are dropped, and it returns as usual.
+        After Ctrl-C the search is stopped as "interrupted", after SIGTERM as "terminated"; trials under way are dropped, and
+        it returns as usual.
         """

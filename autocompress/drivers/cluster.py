@@ -4,6 +4,7 @@ import gc
 import io
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -60,16 +61,28 @@ def ray_cluster(address: str | None, *, threads: int, experiment_file: Path, run
             return
         variables = {"OMP_NUM_THREADS": str(threads)}
         try:
-            if address is None:
-                _start({"env_vars": variables})
-            else:
-                folder = str(experiment_file.parent)
-                excludes = _excludes(experiment_file, run.path)
-                _join(address, {"env_vars": {**variables, _COPIED: folder}, "working_dir": folder, "excludes": excludes})
+            with _sigterm_kept():
+                if address is None:
+                    _start({"env_vars": variables})
+                else:
+                    folder = str(experiment_file.parent)
+                    excludes = _excludes(experiment_file, run.path)
+                    _join(address, {"env_vars": {**variables, _COPIED: folder}, "working_dir": folder, "excludes": excludes})
             yield _as_workers_see(experiment_file)
         finally:
             with _garbage_kept(), redirect_stdout(io.StringIO()):  # it would repeat what it has said before
                 ray.shutdown()
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray puts a handler of its own in the place of whatever handles SIGTERM, and leaves it there."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

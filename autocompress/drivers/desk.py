@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autocompress.drivers import Listener
-from autocompress.drivers.endings import unmeasured
+from autocompress.drivers.endings import overdue, unmeasured
+from autocompress.errors import RunFolderError
 from autocompress.layer import Layers
 from autocompress.result import Environment, Rung, Status, TrialResult
 from autocompress.search import Asked, Search
@@ -20,12 +21,14 @@ class _Running:
     rungs: list[Rung] = field(default_factory=list)
     environment: Environment | None = None
     announced: bool = False
+    late: bool = False
 
 
 class Desk:
     """Every method takes Tune's id of a trial. When one fails, `failure` says why, and the desk is closed."""
 
-    def __init__(self, search: Search, listener: Listener, layers: Layers) -> None:
+    def __init__(self, search: Search, listener: Listener, layers: Layers, *, trial_minutes: float | None = None) -> None:
+        self._trial_minutes = trial_minutes
         self._search = search
         self._listener = listener
         self._layers = layers
@@ -54,6 +57,7 @@ class Desk:
 
     def started(self, trial_id: str) -> None:
         with self._guarded():
+            self._running[trial_id].late = False
             self._announce(self._running[trial_id])
 
     def rung(self, trial_id: str, reported: dict[str, Any]) -> bool:
@@ -73,6 +77,8 @@ class Desk:
     def result(self, trial_id: str, reported: dict[str, Any]) -> None:
         """Takes what a trial has reported at its end, and leaves out what it has reported at a rung."""
         with self._guarded():
+            if "unkept" in reported:
+                raise RunFolderError(reported["unkept"])
             if "error" in reported:
                 self._finish(trial_id, self._unmeasured(trial_id, Status.FAILED, reported["error"]))
             elif "result" in reported:
@@ -82,16 +88,23 @@ class Desk:
     def ended(self, trial_id: str) -> None:
         """A trial that has given no result until now was stopped on purpose."""
         with self._guarded():
-            if trial_id in self._running:
+            if trial_id in self._running and not self.closed:
                 self._finish(trial_id, self._unmeasured(trial_id, Status.STOPPED, None))
+
+    def late(self, trial_id: str) -> None:
+        """A trial took longer than it may: its worker is being killed."""
+        with self._guarded():
+            self._running[trial_id].late = True
 
     def lost(self, trial_id: str, error: str) -> None:
         with self._guarded():
-            if trial_id in self._running:
-                self._finish(trial_id, self._unmeasured(trial_id, Status.FAILED, error))
+            # Who ends the search may have ended the workers too, as a machine does that shuts down: no fault of the trials.
+            if trial_id in self._running and not self.closed:
+                why = overdue(self._trial_minutes) if self._running[trial_id].late and self._trial_minutes else error
+                self._finish(trial_id, self._unmeasured(trial_id, Status.FAILED, why))
 
-    def interrupt(self) -> None:
-        self._search.stop("interrupted")
+    def interrupt(self, reason: str) -> None:
+        self._search.stop(reason)
         self.closed = True
 
     def _announce(self, running: _Running) -> None:

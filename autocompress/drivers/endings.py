@@ -19,6 +19,11 @@ def one_line(text: str) -> str:
     return shorten(text, _REASON_LENGTH)
 
 
+def overdue(minutes: float) -> str:
+    """What is said of a trial that took longer than it may."""
+    return f"took longer than {minutes:g} minutes (trial_minutes of the experiment)"
+
+
 def found(checkpoint: bytes | None, number: int) -> bytes:
     """The checkpoint of trial `number`. Raises `TrialError` when there is none."""
     if checkpoint is None:

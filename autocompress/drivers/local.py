@@ -3,14 +3,16 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 
 from autocompress.drivers import Job, Listener, Site
+from autocompress.drivers.alarm import Alarm
 from autocompress.drivers.endings import found, one_line, unmeasured
-from autocompress.drivers.interrupt import on_interrupt
+from autocompress.drivers.interrupt import INTERRUPTED, on_interrupt
 from autocompress.errors import AutocompressError, TaskError, TrialError
-from autocompress.folder import RunFolder
+from autocompress.folder import RunFolder, write_whole
 from autocompress.measure import Places, here
 from autocompress.option import Option
 from autocompress.profile import profile
@@ -18,11 +20,19 @@ from autocompress.result import Rung, Status, TrialResult
 from autocompress.search import Asked, Search
 from autocompress.sensitivity import divergences_of
 from autocompress.tables import CostTable
-from autocompress.trial import CHECKPOINT, run_trial
+from autocompress.trial import CHECKPOINT, Progress, run_trial
+
+# Beside the files of a trial while it runs: how often it was begun.
+_BEGUN = "begun"
 
 
 class LocalDriver:
-    """One trial at a time. With the same seed and policy it gives the results that `TuneDriver` gives."""
+    """One trial at a time. With the same seed and policy it gives the results that `TuneDriver` gives.
+
+    What ends a process (`os._exit`, a crash in native code, the kernel short of memory) ends the search; it goes on when it
+    is resumed, and a trial in which the process has died more often than `Experiment.retries` has FAILED. A time limit of
+    the experiment interrupts Python code, native code when it returns.
+    """
 
     def check(self) -> None:
         """Nothing is needed beyond this process."""
@@ -46,32 +56,48 @@ class LocalDriver:
             return profile(job.experiment.task, job.baseline, job.data, policies=policies)
 
     def run(self, search: Search, job: Job, listener: Listener) -> None:
-        def interrupted() -> None:
+        def interrupted(reason: str) -> None:
             # Python drops an interrupt that falls into a callback of the garbage collector; the search ends all the same.
-            search.stop("interrupted")
+            search.stop(reason)
             raise KeyboardInterrupt
 
         try:
             with _torch_threads(job.threads), on_interrupt(interrupted):
                 while (asked := search.ask()) is not None:
                     listener.started(asked)
-                    result = _result(asked, search, job, listener)
+                    with _marked(job.folder.trial(asked.number) / _BEGUN) as deaths:
+                        result = _result(asked, search, job, listener, deaths)
                     listener.finished(result)
                     search.tell(result)
         except KeyboardInterrupt:
-            search.stop("interrupted")
+            search.stop(search.reason or INTERRUPTED)
 
 
-def _result(asked: Asked, search: Search, job: Job, listener: Listener) -> TrialResult:
+def _result(asked: Asked, search: Search, job: Job, listener: Listener, deaths: int) -> TrialResult:
+    alarm, reached, started = Alarm(job.experiment.trial_minutes), list[Rung](), time.time()
+
     def progress(rung: Rung) -> bool:
-        listener.rung(asked.number, rung)
-        return search.report(asked.number, rung)
+        reached.append(rung)
+        with alarm.paused():
+            listener.rung(asked.number, rung)
+            return search.report(asked.number, rung)
 
-    started = time.time()
     try:
+        if deaths > job.experiment.retries:
+            raise TrialError(f"the process died {deaths} times in this trial; with --driver tune only a worker would")
         checkpoint = None if asked.refit_of is None else _checkpoint(asked.refit_of, job.folder)
-    except TrialError as error:
-        return unmeasured(asked, job.baseline.layers, Status.FAILED, started=started, error=str(error))
+        with alarm.running():
+            return _run(asked, job, progress, checkpoint)
+    except TrialError as failure:
+        error = str(failure)
+    except SystemExit as end:  # of the user's code: SIGTERM raises another
+        if search.reason is not None:
+            raise
+        error = f"SystemExit: {end}"
+    return unmeasured(asked, job.baseline.layers, Status.FAILED, started=started, error=error, rungs=reached)
+
+
+def _run(asked: Asked, job: Job, progress: Progress, checkpoint: bytes | None) -> TrialResult:
     return run_trial(
         asked.policy,
         job.experiment.task,
@@ -92,6 +118,17 @@ def _result(asked: Asked, search: Search, job: Job, listener: Listener) -> Trial
 def _checkpoint(number: int, folder: RunFolder) -> bytes:
     file = folder.trial(number) / CHECKPOINT
     return found(file.read_bytes() if file.is_file() else None, number)
+
+
+@contextmanager
+def _marked(file: Path) -> Iterator[int]:
+    """Marks a trial as begun, for as long as this process lives. Gives how many processes have died in it."""
+    deaths = len(file.read_bytes()) if file.exists() else 0
+    write_whole(file, b"." * (deaths + 1))
+    try:
+        yield deaths
+    finally:
+        file.unlink(missing_ok=True)
 
 
 @contextmanager

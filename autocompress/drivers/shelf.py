@@ -20,10 +20,15 @@ class Shelf:
     def equip(self) -> dict[str, Any]:
         return self._equipment
 
-    def keep(self, number: int, files: dict[str, bytes]) -> None:
-        """Writes the files of trial `number`, by name, into its folder."""
-        for name, content in files.items():
-            write_whole(self._run.trial(number) / Path(name).name, content)
+    def keep(self, number: int, files: dict[str, bytes]) -> str | None:
+        """Writes the files of trial `number`, by name, into its folder. Says why when they cannot be written."""
+        folder = self._run.trial(number)
+        try:
+            for name, content in files.items():
+                write_whole(folder / Path(name).name, content)
+        except OSError as error:
+            return f"cannot write to {folder}: {error.strerror}; mend that, then `autocompress resume {self._run.path}`"
+        return None
 
     def give(self, number: int, name: str) -> bytes | None:
         """A file of trial `number`; None when it is not there."""

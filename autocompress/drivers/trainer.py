@@ -31,7 +31,7 @@ class Trainer(tune.Trainable):
     A trial is `{"shelf": name of the actor, "number": int, "policy": JSON, "seed": int, "refit_of": int | None}`. A step
     gives `{"rung": JSON}`, at the first rung with the `"environment"` (JSON). The last one gives `{"result": JSON, "done":
     True}`, when the trial's files are already on the shelf, or, when the trial could not even begin, `{"error": one line,
-    "done": True}`.
+    "done": True}`, or, when its files cannot be kept, `{"unkept": one line, "done": True}`.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -57,7 +57,9 @@ class Trainer(tune.Trainable):
         else:
             return {"rung": rung.to_json(), **({"environment": self._environment} if rung.step == 0 else {})}
         files = {path.name: path.read_bytes() for path in self._folder.iterdir()} if self._folder.is_dir() else {}
-        _answer(self._shelf.keep.remote(result.number, files))
+        problem = _answer(self._shelf.keep.remote(result.number, files))
+        if problem is not None:
+            return {"unkept": problem, "done": True}
         return {"result": result.to_json(), "done": True}
 
     def cleanup(self) -> None:

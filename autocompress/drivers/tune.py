@@ -1,6 +1,7 @@
 """Runs trials on Ray Tune, on this machine or on a cluster. Tune only executes: the study and the record are ours."""
 
 import tempfile
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -20,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from autocompress.drivers import Job, Listener, Site
 from autocompress.drivers.cluster import check_answers, ray_cluster, room
 from autocompress.drivers.desk import Desk
-from autocompress.drivers.interrupt import on_interrupt
+from autocompress.drivers.interrupt import INTERRUPTED, on_interrupt
 from autocompress.drivers.measuring import costs_in_lane, spread_divergences
 from autocompress.drivers.shelf import Shelf
 from autocompress.drivers.supplies import Supplies
@@ -39,8 +40,8 @@ class TuneDriver:
     """As many trials at once as there is room for, or `concurrency` of them.
 
     On the cores of this machine, or on the running Ray cluster at `address`: "auto" when this machine is one of its
-    nodes, or "HOST:PORT". A cluster that adds nodes on demand needs `concurrency`. A trial whose worker dies is begun
-    once again elsewhere, then it counts as FAILED.
+    nodes, or "HOST:PORT". A cluster that adds nodes on demand needs `concurrency`. A trial whose worker dies, or
+    is killed because the trial takes too long, is begun again elsewhere, `Experiment.retries` times; then it has FAILED.
     """
 
     address: str | None = None
@@ -87,13 +88,13 @@ class TuneDriver:
         try:
             with self._ray(job) as there:
                 concurrency = self._concurrency(job.experiment)
-                desk = Desk(search, listener, job.baseline.layers)
+                desk = Desk(search, listener, job.baseline.layers, trial_minutes=job.experiment.trial_minutes)
                 with _equipped(job, there, joined=self.address is not None) as shelf:
                     _fit(desk, job.experiment, concurrency, shelf)
             if desk.failure is not None:
                 raise desk.failure
         except KeyboardInterrupt:
-            search.stop("interrupted")
+            search.stop(search.reason or INTERRUPTED)
 
     def _ray(self, site: Site) -> AbstractContextManager[Path]:
         file = site.experiment_file.resolve()
@@ -112,6 +113,7 @@ class TuneDriver:
 
 def _fit(desk: Desk, experiment: Experiment, concurrency: int, shelf: str) -> None:
     resources = {"cpu": experiment.cpus_per_trial, "gpu": experiment.gpus_per_trial}
+    limiting = [] if experiment.trial_minutes is None else [_Limiting(desk, 60 * experiment.trial_minutes)]
     with tempfile.TemporaryDirectory(prefix="autocompress-tune-") as storage, on_interrupt(desk.interrupt):
         tune.Tuner(
             tune.with_resources(Trainer, resources),
@@ -130,8 +132,8 @@ def _fit(desk: Desk, experiment: Experiment, concurrency: int, shelf: str) -> No
                 storage_path=storage,
                 verbose=0,
                 stop=_Ending(desk),
-                callbacks=[_Telling(desk), JsonLoggerCallback()],  # type: ignore[no-untyped-call]
-                failure_config=tune.FailureConfig(max_failures=1),
+                callbacks=[_Telling(desk), *limiting, JsonLoggerCallback()],  # type: ignore[no-untyped-call]
+                failure_config=tune.FailureConfig(max_failures=experiment.retries),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
@@ -192,6 +194,35 @@ class _Telling(_NotStored, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._desk.lost(trial.trial_id, _error(trial))
+
+
+class _Limiting(_NotStored, tune.Callback):
+    """Kills the worker of a trial that takes longer than `seconds`: Tune has no limit for a step that does not end."""
+
+    def __init__(self, desk: Desk, seconds: float) -> None:
+        super().__init__(desk)
+        self._seconds = seconds
+        self._running: dict[str, tuple[Trial, float]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_seconds": self._seconds}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._running[trial.trial_id] = trial, time.monotonic() + self._seconds
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._running.pop(trial.trial_id, None)
+
+    on_trial_complete = on_trial_error = on_trial_recover
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        now = time.monotonic()
+        for trial_id, (trial, until) in list(self._running.items()):
+            actor = trial.temporary_state.ray_actor
+            if now > until and actor is not None:
+                del self._running[trial_id]
+                self._desk.late(trial_id)
+                ray.kill(actor)
 
 
 class _Ending(_NotStored, tune.Stopper):

@@ -229,13 +229,25 @@ def sync(folder: RunFolder, front: ParetoFront | None, *, layers: Layers, uri: s
 
 def check_reachable(uri: str) -> None:
     """Raises `UnreachableError`, within 15 seconds, unless `uri` is an MLflow store that answers or can be made."""
+    problem = silence(uri)
+    if problem is not None:
+        raise UnreachableError(
+            f"cannot use MLflow at {public_uri(uri)} ({problem}); mend that, or leave out --tracking-uri to log to a file"
+        )
+
+
+def silence(uri: str) -> str | None:
+    """Why the MLflow store at `uri` does not answer within 15 seconds; None when it does, or can be made.
+
+    Raises `UnreachableError` for what can be no store, whoever answers: a malformed URI, a file that cannot be written.
+    """
     uri = absolute_uri(uri)
     _set_environment()
     file = sqlite_file(uri)
     if file is not None:
         _check_writable(file)
         if not file.exists():
-            return
+            return None
     from mlflow import MlflowClient  # before the clock runs: loading it takes seconds
 
     problem: list[str] = []
@@ -245,10 +257,7 @@ def check_reachable(uri: str) -> None:
     thread.join(_ANSWER_SECONDS)
     if thread.is_alive():
         problem.append(f"no answer in {_ANSWER_SECONDS:.0f} seconds")
-    if problem:
-        raise UnreachableError(
-            f"cannot use MLflow at {public_uri(uri)} ({problem[0]}); mend that, or leave out --tracking-uri to log to a file"
-        )
+    return problem[0] if problem else None
 
 
 def ui_hint(run: MlflowRun) -> str:

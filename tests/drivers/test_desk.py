@@ -7,7 +7,7 @@ import pytest
 
 from autocompress.baseline import Baseline, Data
 from autocompress.drivers.desk import Desk
-from autocompress.errors import InputError
+from autocompress.errors import InputError, RunFolderError
 from autocompress.result import Environment, Rung, Status
 from tests.drivers.searching import Ear, experiment_file, search_of
 
@@ -76,6 +76,40 @@ def test_a_trial_that_could_not_begin_has_failed(toy_baseline: Baseline, toy_dat
 class _Failing(Ear):
     def rung(self, number: int, rung: Rung) -> None:
         raise InputError("the disk is full")
+
+
+def test_files_that_cannot_be_kept_end_the_search_and_fail_no_trial(
+    toy_baseline: Baseline, toy_data: Data, tmp_path: Path
+) -> None:
+    search, _ = search_of(experiment_file(tmp_path, "budget=Budget(trials=3)"), toy_baseline, toy_data)
+    desk = Desk(search, Ear(search), toy_baseline.layers)
+    assert desk.ask("a")
+    assert desk.ask("b")
+    desk.result("a", {"unkept": "cannot write to the trial: No space left on device"})
+    desk.ended("a")
+    desk.lost("b", "worker died: with all the others")
+    assert isinstance(desk.failure, RunFolderError)
+    assert "No space left" in str(desk.failure)
+    assert (desk.ask("c"), search.results, len(search.running)) == (None, (), 2)
+
+
+def test_a_trial_that_was_late_says_so_and_one_begun_again_is_not_late_any_more(
+    toy_baseline: Baseline, toy_data: Data, tmp_path: Path
+) -> None:
+    search, _ = search_of(experiment_file(tmp_path, "budget=Budget(trials=2)"), toy_baseline, toy_data)
+    ear = Ear(search)
+    desk = Desk(search, ear, toy_baseline.layers, trial_minutes=2.5)
+    numbers = [trial["number"] for trial in (desk.ask("a"), desk.ask("b")) if trial is not None]
+    for trial in ("a", "b"):
+        desk.started(trial)
+        desk.late(trial)
+    desk.lost("a", "worker died: it was killed")
+    desk.started("b")
+    desk.lost("b", "worker died: by itself")
+    assert [ear.results[number].error for number in numbers] == [
+        "took longer than 2.5 minutes (trial_minutes of the experiment)",
+        "worker died: by itself",
+    ]
 
 
 def test_a_failure_of_the_listener_closes_the_desk(toy_baseline: Baseline, toy_data: Data, tmp_path: Path) -> None:

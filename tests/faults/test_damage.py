@@ -56,13 +56,15 @@ def test_a_damaged_record_and_study_lose_what_cannot_be_read_and_the_search_goes
     before = {result.number: result for result in folder.results()}
     for file in (folder.record, folder.study, folder.front_json, folder.mlflow_json):
         file.write_bytes(DAMAGES[damage](file.read_bytes()))
+    whole = [line for line in folder.record.read_bytes().split(b"\n")[:-1] if line and b"\0" not in line]
+    assert len(whole) < 4
     view = Hearing()
     resume(run, driver=LocalDriver(), view=view)
     after = folder.results()
     numbers = [result.number for result in after]
     assert len(numbers) == len(set(numbers)) == 4, "as many as were asked for, each once"
     kept = [result for result in after if result == before.get(result.number)]
-    assert len(kept) == {"cut": 2, "zeros": 2, "empty": 0}[damage]
+    assert len(kept) == len(whole)
     assert read_front(folder).test.keys() == {member.number for member in read_front(folder).members}
     for name in ("front.json", "mlflow.json"):
         assert sum(f"{name} is damaged and kept as {name}.damaged" in told for told in view.warnings) == 1, view.warnings

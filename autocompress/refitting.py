@@ -77,10 +77,13 @@ def trains(policy: Policy, refit_of: int | None) -> bool:
     return refit_of is None and policy.finetune.steps > 0
 
 
-def trained_steps(like: Policy, results: Sequence[TrialResult]) -> int:
-    """How long a trial trains that was to be `like` this: where it was to have no training at all, as long as the longest."""
+def trained_steps(like: Policy, results: Sequence[TrialResult], *, usual: int) -> int:
+    """How long a trial trains that was to be `like` this.
+
+    Where it was to have no training at all, as long as the longest, or as is `usual` in its space when there is none.
+    """
     longest = max((one.policy.finetune.steps for one in results if one.refit_of is None), default=0)
-    return like.finetune.steps or longest or Finetune().steps
+    return like.finetune.steps or longest or usual or Finetune().steps
 
 
 def wanted_steps(refit: Refit, parent: TrialResult, trained: int, results: Sequence[TrialResult], seconds: float | None) -> int:

@@ -28,13 +28,16 @@ _UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 _REHEARSALS = 20
 
 
-def rehearse(experiment: Experiment, layers: Layers, prior: "Prior | None") -> None:
-    """Finds before the first trial what would fail in every one. Raises `InputError`."""
+def rehearse(experiment: Experiment, layers: Layers, prior: "Prior | None") -> int:
+    """Finds before the first trial what would fail in every one; gives the most steps that a policy of the space had.
+
+    Raises `InputError`.
+    """
     study = optuna.create_study(sampler=RandomSampler(seed=experiment.seed))
-    distributions = {}
+    distributions, steps = {}, 0
     for _ in range(_REHEARSALS):
         trial = study.ask()
-        sampled(experiment, layers, trial, prior)
+        steps = max(steps, sampled(experiment, layers, trial, prior).finetune.steps)
         distributions.update(trial.distributions)
     for params in start_params(experiment, prior):
         for name, value in params.items():
@@ -46,6 +49,7 @@ def rehearse(experiment: Experiment, layers: Layers, prior: "Prior | None") -> N
                 raise InputError(f"start: {name!r} cannot be {value!r}; it is a {distributions[name]}") from error
         study.enqueue_trial(params)
         sampled(experiment, layers, study.ask(), prior)
+    return steps
 
 
 def sampler_named(name: str, seed: int, budget: Budget, *, best: Collection[int] = ()) -> BaseSampler:

@@ -114,7 +114,7 @@ class Search:
         self._baseline = baseline
         self._prior = prior
         _check(experiment, baseline)
-        rehearse(experiment, layers, prior)
+        self._usual_steps = rehearse(experiment, layers, prior)
         self._results: list[TrialResult] = []
         self._hypervolumes: list[float] = []
         self._front = FrontSoFar(self._objectives, self._limits, baseline)
@@ -310,7 +310,7 @@ class Search:
         if refit is None or parent is None:
             return None
         like = parent.policy if parent.policy.finetune.steps else self._as_asked_for(parent.number)
-        trained = trained_steps(like, self._results)
+        trained = trained_steps(like, self._results, usual=self._usual_steps)
         steps = self._affordable(parent, wanted_steps(refit, parent, trained, self._results, self._worker_seconds))
         if steps < max(1, trained // 2):
             return None

@@ -86,7 +86,7 @@ experiment = Experiment(
     space=budgeted.make(steps=100),
     start=budgeted.start,
     halving=Halving(eta=3, rungs=(0.0, 0.5)),
-    refit=Refit(models=6, steps=400, share=0.5),
+    refit=Refit(models=6, share=0.5),
     objectives=("size_bytes", "latency_ms", "accuracy"),
     limits=("accuracy >= baseline - 0.05",),
     budget=Budget(trials=60),

@@ -88,6 +88,7 @@ def test_before_anything_was_trained_a_refit_is_no_longer_than_a_trial() -> None
 def test_one_without_training_is_trained_as_it_was_asked_for_or_as_long_as_others() -> None:
     untrained, trial = taken(0, 0, 0.0), taken(1, 90, 5.0)
     refit = taken(2, 400, 5.0).model_copy(update={"refit_of": 1})
-    assert trained_steps(Policy(finetune=Finetune(steps=60)), [untrained, trial]) == 60
-    assert trained_steps(untrained.policy, [untrained, trial, refit]) == 90
-    assert trained_steps(untrained.policy, [untrained]) == Finetune().steps
+    assert trained_steps(Policy(finetune=Finetune(steps=60)), [untrained, trial], usual=70) == 60
+    assert trained_steps(untrained.policy, [untrained, trial, refit], usual=70) == 90
+    assert trained_steps(untrained.policy, [untrained], usual=70) == 70
+    assert trained_steps(untrained.policy, [untrained], usual=0) == Finetune().steps

@@ -259,6 +259,17 @@ def test_an_untrained_trial_is_trained_as_its_space_says(tmp_path: Path) -> None
     assert {result.policy.distill for result in results[3:]} == {None}, "as its space says"
 
 
+def test_where_nothing_was_trained_yet_a_refit_goes_by_what_the_space_asks_of_others(tmp_path: Path) -> None:
+    def maybe(trial: Any, layers: Any, target: Any) -> Policy:
+        share = trial.suggest_float("share", 0.0, 0.8)
+        steps = trial.suggest_categorical("steps", [0, 90])
+        return Policy(channel_sparsity={group.name: share for group in layers.groups}, finetune=Finetune(steps=steps))
+
+    starts = [{"share": share, "steps": 0} for share in (0.2, 0.4, 0.6)]
+    search = searched(tmp_path / "study.log", space=maybe, start=starts, budget=Budget(trials=3), refit=Refit(models=2))
+    assert {result.policy.finetune.steps for result in run(search)[3:]} == {4 * 90}
+
+
 def test_of_a_budget_of_time_refits_have_their_share_from_early_on(tmp_path: Path) -> None:
     search = searched(
         tmp_path / "study.log", budget=Budget(trials=None, worker_seconds=600.0), refit=Refit(models=2, steps=100, share=0.5)

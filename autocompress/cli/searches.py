@@ -1,0 +1,172 @@
+"""Commands that search: `search`, `resume`, `baseline`."""
+
+from datetime import datetime
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from autocompress.cli.front import show_front
+from autocompress.cli.shared import State, driver_named, new_console, print_line
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--run", type=click.Path(path_type=Path), help="The run folder. [default: runs/<experiment>-<date>-<time>]")
+@click.option("--space", help="A search space instead of the experiment's: uniform, per_stage, ... or a .py file.")
+@click.option("--trials", type=int, help="End after so many trials (with --minutes: whichever comes first).")
+@click.option("--minutes", type=float, help="End after so many minutes.")
+@click.option("--sampler", help="tpe, nsga2 or random, instead of the experiment's.")
+@click.option("--driver", default="tune", show_default=True, help="tune: many trials at once, on Ray. local: one by one.")
+@click.option("--address", help="Join the Ray cluster at this address (`auto` on one of its nodes).")
+@click.option("--concurrency", type=int, help="At most so many trials at once.")
+@click.option("--tracking-uri", help="Where MLflow keeps its runs. [default: sqlite:///<this folder>/mlflow.db]")
+@click.option("--seed", type=int, help="A seed instead of the experiment's.")
+@click.option("--limit", "limits", multiple=True, help="Instead of the experiment's, e.g. 'size <= 100 kB'. May be repeated.")
+@click.option("--target", "targets", multiple=True, help="Where it will run, e.g. openvino-cpu:2threads. May be repeated.")
+@click.option("--costs", type=click.Path(path_type=Path), help="A cost table from `autocompress profile`, perhaps elsewhere.")
+@click.option("--quiet", is_flag=True, help="No progress, only the front.")
+@click.pass_obj
+def search(
+    state: State,
+    *,
+    file: Path,
+    run: Path | None,
+    space: str | None,
+    trials: int | None,
+    minutes: float | None,
+    sampler: str | None,
+    driver: str,
+    address: str | None,
+    concurrency: int | None,
+    tracking_uri: str | None,
+    seed: int | None,
+    limits: tuple[str, ...],
+    targets: tuple[str, ...],
+    costs: Path | None,
+    quiet: bool,
+) -> None:
+    """Search for compressed models of the experiment in FILE."""
+    from autocompress.opened import Options
+    from autocompress.progress import open_view
+    from autocompress.run import run_search
+    from autocompress.trackers.mlflow_run import default_uri
+
+    folder = run or Path("runs") / f"{file.stem}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    state.log = folder / "autocompress.log"
+    chosen = driver_named(driver, address, concurrency)
+    options = Options(
+        space=space,
+        trials=trials,
+        minutes=minutes,
+        sampler=sampler,
+        seed=seed,
+        limits=limits,
+        costs=None if costs is None else str(costs),
+        targets=targets,
+    )
+    console = new_console()
+    with open_view(console, quiet=quiet) as view:
+        run_search(
+            file,
+            folder,
+            driver=chosen,
+            tracking_uri=tracking_uri or default_uri(Path.cwd()),
+            options=options,
+            view=view,
+        )
+    show_front(console, folder)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--trials", type=int, help="End when there are so many trials in all.")
+@click.option("--minutes", type=float, help="End after so many minutes from now.")
+@click.option("--driver", default="tune", show_default=True, help="tune: many trials at once, on Ray. local: one by one.")
+@click.option("--address", help="Join the Ray cluster at this address (`auto` on one of its nodes).")
+@click.option("--concurrency", type=int, help="At most so many trials at once.")
+@click.option("--tracking-uri", help="Log to another MLflow than before.")
+@click.option("--quiet", is_flag=True, help="No progress, only the front.")
+@click.pass_obj
+def resume(
+    state: State,
+    *,
+    run: Path,
+    trials: int | None,
+    minutes: float | None,
+    driver: str,
+    address: str | None,
+    concurrency: int | None,
+    tracking_uri: str | None,
+    quiet: bool,
+) -> None:
+    """Go on with an interrupted search, or raise its budget."""
+    from autocompress.progress import open_view
+    from autocompress.run import resume as go_on
+
+    state.log = run / "autocompress.log"
+    chosen = driver_named(driver, address, concurrency)
+    console = new_console()
+    with open_view(console, quiet=quiet) as view:
+        go_on(run, driver=chosen, trials=trials, minutes=minutes, tracking_uri=tracking_uri, view=view)
+    show_front(console, run)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--rivals", help="Some of uniform,random,nsga2,tpe,nsga2-warm,tpe-warm,uncompressed. [default: all]")
+@click.option("--worker-seconds", type=float, help="What each may spend. [default: as much as the run has spent]")
+@click.option("--driver", default="tune", show_default=True, help="tune: many trials at once, on Ray. local: one by one.")
+@click.option("--address", help="Join the Ray cluster at this address (`auto` on one of its nodes).")
+@click.option("--concurrency", type=int, help="At most so many trials at once.")
+@click.option("--tracking-uri", help="Log to another MLflow than the run.")
+@click.option("--quiet", is_flag=True, help="No progress, only how they compare.")
+@click.pass_obj
+def baseline(
+    state: State,
+    *,
+    run: Path,
+    rivals: str | None,
+    worker_seconds: float | None,
+    driver: str,
+    address: str | None,
+    concurrency: int | None,
+    tracking_uri: str | None,
+    quiet: bool,
+) -> None:
+    """Give plain searchers the compute that a run had, and compare.
+
+    Each is a run of its own in RUN/baselines; the report of RUN shows them all. Called again it goes on.
+    """
+    from autocompress.baselines import run_baselines
+    from autocompress.progress import open_view
+
+    state.log = run / "autocompress.log"
+    chosen = driver_named(driver, address, concurrency)
+    console = new_console()
+    with open_view(console, quiet=quiet) as view:
+        run_baselines(
+            run,
+            driver=chosen,
+            rivals=None if rivals is None else rivals.split(","),
+            worker_seconds=worker_seconds,
+            tracking_uri=tracking_uri,
+            view=view,
+        )
+    _show_standings(console, run)
+
+
+def _show_standings(console: Console, folder: Path) -> None:
+    from autocompress.compute import curves, standings
+    from autocompress.opened import open_run
+    from autocompress.report.standings import standings_table
+    from autocompress.report.worth import control, verdict, worth_of
+
+    run = open_run(folder)
+    found = standings(run.folder)
+    worth = worth_of(curves(run.folder), found)
+    assert worth is not None
+    console.print(standings_table(found))
+    for line in filter(None, (verdict(worth), control(worth, run.front().baseline))):
+        print_line(console, line)
+    print_line(console, f"look at the curves {folder / 'front.html'}")

@@ -4,12 +4,14 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from copy import deepcopy
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
@@ -17,20 +19,12 @@ from autocompress import nested
 from autocompress.errors import ExportError
 from autocompress.graph import BatchNorm, module_of, norm_after, origin, settle_attributes, tail, trace
 from autocompress.nested import Nested
-from autocompress.runtimes.onnx_slim import LOADED_CODES, flatten_any_width, floats_at_load, slim
+from autocompress.runtimes.onnx_codes import StoredWeight, changed, with_codes, with_pairs
+from autocompress.runtimes.onnx_deployed import DeployedLayer, DeployedQuantizer, DynamicLayer, NegatedLayer
+from autocompress.runtimes.onnx_slim import flatten_any_width, floats_at_load, slim
 from autocompress.runtimes.onnx_template import from_template, keep_template
 from autocompress.runtimes.slot import INPUT, OUTPUT
-from autocompress.student import (
-    SMALLEST_SCALE,
-    ActivationQuantizer,
-    Plain,
-    StudentLayer,
-    apply_layer,
-    channel_axis,
-    kind_of,
-    per_channel,
-    per_group,
-)
+from autocompress.student import SMALLEST_SCALE, ActivationQuantizer, Plain, StudentLayer, channel_axis, kind_of, per_channel
 
 
 def to_onnx(student: nn.Module, example: Nested) -> onnx.ModelProto:
@@ -40,12 +34,17 @@ def to_onnx(student: nn.Module, example: Nested) -> onnx.ModelProto:
     outputs are called as `nested.named` does. Raises `ExportError`.
     """
     example = nested.each(Tensor.cpu, example)
-    model = _deployed(deepcopy(student).cpu().eval(), example)
-    exported = from_template(model, example)
-    if exported is None:
-        exported = flatten_any_width(_exported(model, example))
-        keep_template(model, example, exported)
-    return slim(floats_at_load(exported))
+    in_operators: set[str] = set()
+    while True:
+        deployed = _deployed(deepcopy(student).cpu().eval(), example, in_operators)
+        exported = from_template(deployed.model, example)
+        if exported is None:
+            exported = flatten_any_width(with_pairs(_exported(deployed.model, example)))
+            keep_template(deployed.model, example, exported)
+        # A weight that torch has made something else of is exported once more, as codes that it can make nothing of.
+        if not (lost := changed(exported, deployed.weights())):
+            return slim(floats_at_load(with_codes(exported, deployed.stored)))
+        in_operators |= lost
 
 
 def _exported(model: nn.Module, example: Nested) -> onnx.ModelProto:
@@ -80,177 +79,64 @@ def _exported(model: nn.Module, example: Nested) -> onnx.ModelProto:
     return program.model_proto
 
 
-class _DeployedQuantizer(nn.Module):
-    """`ActivationQuantizer` as a QuantizeLinear / DequantizeLinear pair."""
+@dataclass(frozen=True)
+class _Deployed:
+    """The network as torch is to export it; `stored` is what the file has for some of its tensors, by their names."""
 
-    scale: Tensor
-    zero_point: Tensor
+    model: nn.Module
+    stored: dict[str, StoredWeight]
 
-    def __init__(self, quantizer: ActivationQuantizer) -> None:
-        super().__init__()
-        scale, zero_point = quantizer.grid()
-        self.register_buffer("scale", torch.tensor(scale))
-        self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.uint8))
-
-    def forward(self, activation: Tensor) -> Tensor:
-        rounded = _onnx("QuantizeLinear", [activation, self.scale, self.zero_point], activation.shape, torch.uint8)
-        return _onnx("DequantizeLinear", [rounded, self.scale, self.zero_point], activation.shape, torch.float32)
+    def weights(self) -> dict[str, NDArray[Any]]:
+        tensors = self.model.state_dict()
+        return {name: tensors[name].numpy() for name in self.stored}
 
 
-class _DeployedLayer(nn.Module):
-    """A layer whose weight is stored as codes and scales, batch norm folded in.
-
-    With `input_scale` (a scalar) the codes stay integers until the runtime fuses them with the layer. Without it they
-    become floats once, when the file is loaded (`floats_at_load`). A linear layer that is given more than one vector an
-    example is a product of matrices: that has a kernel of its own, and a float bias. Of `group_size` inputs each, codes
-    have scales of shape (out, groups), and always become floats. `negated`, both codes and inputs change their sign.
-    """
-
-    scale: Tensor
-    zero_point: Tensor
-    bias: Tensor | None
-    bias_scale: Tensor
-
-    def __init__(
-        self,
-        layer: Plain,
-        codes: Tensor,
-        scale: Tensor,
-        bias: Tensor | None,
-        input_scale: Tensor | None,
-        *,
-        of_matrices: bool,
-        group_size: int | None,
-        negated: bool,
-    ) -> None:
-        super().__init__()
-        self.layer = _without_parameters(layer)
-        self.axis = channel_axis(layer) if group_size is None else 1
-        self.group_size = group_size
-        self.negated = negated
-        self.integer = input_scale is not None
-        # ONNX Runtime fuses a Gemm only if its weight has a zero point and its bias is int32; a Conv does without.
-        self.is_linear = isinstance(layer, nn.Linear)
-        self.of_matrices = of_matrices and self.is_linear and self.integer
-        self.integer_bias = bias is not None and self.is_linear and input_scale is not None and not of_matrices
-        if self.integer_bias:
-            assert bias is not None
-            assert input_scale is not None
-            self.register_buffer("bias_scale", scale * input_scale)
-            bias = (bias / self.bias_scale).round().clamp(-(2**31), 2**31 - 1).to(torch.int32)
-        self.register_buffer("codes" if self.integer else LOADED_CODES, -codes if negated else codes)
-        self.register_buffer("scale", scale)
-        if self.integer and self.is_linear:
-            self.register_buffer("zero_point", torch.zeros(len(scale), dtype=torch.int8))
-        self.register_buffer("bias", bias)
-
-    @property
-    def weight(self) -> Tensor:
-        """What the user's forward reads who asks a layer for its weight: of which type it is, say."""
-        codes = self.get_buffer("codes" if self.integer else LOADED_CODES)
-        floats = -codes.float() if self.negated else codes.float()
-        if self.group_size is not None:
-            return floats * per_group(self.scale, self.group_size, codes.shape[1])
-        return floats * per_channel(self.scale, codes, self.axis)
-
-    def forward(self, activation: Tensor) -> Tensor:
-        codes = self.get_buffer("codes" if self.integer else LOADED_CODES)
-        inputs = [codes, self.scale, *([self.zero_point] if self.integer and self.is_linear else [])]
-        if self.of_matrices:
-            inputs[0] = codes.T
-            columns = _onnx("DequantizeLinear", inputs, inputs[0].shape, torch.float32, axis=1)
-            product = activation @ columns
-            return product if self.bias is None else product + self.bias
-        weight = _onnx("DequantizeLinear", inputs, codes.shape, torch.float32, axis=self.axis, block_size=self.group_size)
-        bias = self.bias
-        if self.integer_bias and bias is not None:
-            bias = _onnx("DequantizeLinear", [bias, self.bias_scale], bias.shape, torch.float32, axis=0)
-        return apply_layer(self.layer, -activation if self.negated else activation, weight, bias)
-
-
-class _DynamicLayer(nn.Module):
-    """A linear layer of integer codes (in, out) whose inputs are rounded by the range of each batch; its outputs are floats."""
-
-    codes: Tensor
-    scale: Tensor
-    bias: Tensor | None
-
-    def __init__(self, codes: Tensor, scale: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.register_buffer("codes", codes.T.contiguous())
-        self.register_buffer("scale", scale)
-        self.register_buffer("bias", bias)
-
-    @property
-    def weight(self) -> Tensor:
-        return (self.codes.float() * self.scale).T
-
-    def forward(self, activation: Tensor) -> Tensor:
-        rounded, step, zero_point = torch.onnx.ops.symbolic_multi_out(
-            "DynamicQuantizeLinear",
-            [activation],
-            dtypes=[torch.uint8, torch.float32, torch.uint8],
-            shapes=[activation.shape, [], []],
-            version=23,
-        )
-        shape = torch.Size([*activation.shape[:-1], self.codes.shape[1]])
-        sums = _onnx("MatMulInteger", [rounded, self.codes, zero_point], shape, torch.int32)
-        product = sums.to(torch.float32) * (step * self.scale)
-        return product if self.bias is None else product + self.bias
-
-
-class _NegatedLayer(nn.Module):
-    """A layer of floats that is given inputs of the other sign, as its weights are."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    @property
-    def weight(self) -> Tensor:
-        return -cast(Tensor, self.layer.weight)
-
-    def forward(self, activation: Tensor) -> Tensor:
-        outputs: Tensor = self.layer(-activation)
-        return outputs
-
-
-def _without_parameters(layer: Plain) -> Plain:
-    """The layer's settings alone: its parameters must not be exported."""
-    settings = deepcopy(layer)
-    for name in list(settings._parameters):
-        settings.register_parameter(name, None)
-    return settings
-
-
-def _onnx(operator: str, inputs: list[Tensor], shape: torch.Size, dtype: torch.dtype, **attributes: int | None) -> Tensor:
-    """`operator` with those of `attributes` that are not None."""
-    given: dict[str, Any] = {name: value for name, value in attributes.items() if value is not None}
-    return torch.onnx.ops.symbolic(operator, inputs, given, dtype=dtype, shape=shape, version=23)
-
-
-def _deployed(student: nn.Module, example: Nested) -> nn.Module:
+def _deployed(student: nn.Module, example: Nested, in_operators: Set[str]) -> _Deployed:
+    """`in_operators` has the names of weights that are to be operators on codes, whatever layer has them."""
     graph = trace(student, example)
     if graph is None:  # batch norm stays where it is, and there are no integer activations
         for name, module in list(student.named_modules()):
             if isinstance(module, StudentLayer):
-                student.set_submodule(name, _deploy(module, None, None, of_matrices=False, rounded=False))
-        return student
+                layer, _ = _deploy(module, None, None, of_matrices=False, rounded=False, as_floats=False)
+                student.set_submodule(name, layer)
+        return _Deployed(student, {})
     settle_attributes(graph)
     for node in graph.graph.nodes:
         if node.target is nn.functional.scaled_dot_product_attention:
             node.target = _written_out
     graph.recompile()
     ranks = _ranks(graph, example)
+    deployed = _Deployed(graph, {})
     for node in list(graph.graph.nodes):
         module = module_of(node, graph)
         if isinstance(module, StudentLayer) or (isinstance(module, Plain) and kind_of(module) is not None):
-            _fold(node, module, graph, of_matrices=ranks.get(str(node.target), 2) > 2)
+            of_matrices = ranks.get(str(node.target), 2) > 2
+            if f"{node.target}.weight" not in deployed.stored:  # it may be called twice
+                _fold(node, module, deployed, graph, of_matrices=of_matrices, in_operators=in_operators)
         elif isinstance(module, ActivationQuantizer):
-            graph.set_submodule(str(node.target), _DeployedQuantizer(module))
+            graph.set_submodule(str(node.target), DeployedQuantizer(module))
     graph.graph.lint()
     graph.recompile()
-    return graph
+    _tell_apart(deployed)
+    return deployed
+
+
+def _tell_apart(deployed: _Deployed) -> None:
+    """Changes the last bit of stored weights that equal another tensor: torch would export one for both.
+
+    What is in the file does not change with it.
+    """
+    tensors = {name: tensor.detach() for name, tensor in deployed.model.named_parameters() if tensor.dtype is torch.float32}
+    known = {_content(tensor) for name, tensor in tensors.items() if name not in deployed.stored}
+    for name in deployed.stored:
+        first = tensors[name].view(torch.int32).view(-1)[:1]
+        while first.numel() and _content(tensors[name]) in known:
+            first += 1
+        known.add(_content(tensors[name]))
+
+
+def _content(tensor: Tensor) -> tuple[torch.Size, bytes]:
+    return tensor.shape, tensor.numpy().tobytes()
 
 
 def _written_out(
@@ -288,7 +174,15 @@ def _ranks(graph: GraphModule, example: Nested) -> dict[str, int]:
     return ranks
 
 
-def _fold(node: Node, layer: Plain | StudentLayer, graph: GraphModule, *, of_matrices: bool) -> None:
+def _fold(
+    node: Node,
+    layer: Plain | StudentLayer,
+    deployed: _Deployed,
+    graph: GraphModule,
+    *,
+    of_matrices: bool,
+    in_operators: Set[str],
+) -> None:
     quantizer = _quantizer_before(node, graph)
     rounded_after = all(isinstance(module_of(user, graph), ActivationQuantizer) for user in tail(node, graph).users)
     input_scale = None if quantizer is None else _input_scale(node, layer, quantizer, graph, rounded_after=rounded_after)
@@ -300,19 +194,24 @@ def _fold(node: Node, layer: Plain | StudentLayer, graph: GraphModule, *, of_mat
     elif norm_node is not None:
         norm_node.replace_all_uses_with(node)
         graph.graph.erase_node(norm_node)
-    deployed = _deploy(layer, norm, input_scale, of_matrices=of_matrices, rounded=quantizer is not None and rounded_after)
-    graph.set_submodule(str(node.target), deployed)
+    rounded = quantizer is not None and rounded_after
+    name = f"{node.target}.{'negative.' if rounded and input_scale is None else ''}weight"
+    as_floats = name not in in_operators
+    module, stored = _deploy(layer, norm, input_scale, of_matrices=of_matrices, rounded=rounded, as_floats=as_floats)
+    graph.set_submodule(str(node.target), module)
+    if stored is not None:
+        deployed.stored[name] = stored
 
 
-def _quantizer_before(node: Node, graph: GraphModule) -> _DeployedQuantizer | None:
+def _quantizer_before(node: Node, graph: GraphModule) -> DeployedQuantizer | None:
     source = node.args[0]
     assert isinstance(source, Node)
     quantizer = module_of(origin(source, graph), graph)
-    return quantizer if isinstance(quantizer, _DeployedQuantizer) else None
+    return quantizer if isinstance(quantizer, DeployedQuantizer) else None
 
 
 def _input_scale(
-    node: Node, layer: Plain | StudentLayer, quantizer: _DeployedQuantizer, graph: GraphModule, *, rounded_after: bool
+    node: Node, layer: Plain | StudentLayer, quantizer: DeployedQuantizer, graph: GraphModule, *, rounded_after: bool
 ) -> Tensor | None:
     if not isinstance(layer, StudentLayer) or layer.activation_range != "static":
         return None  # it is computed in floats, also between two that are not, or has a kernel of its own
@@ -325,36 +224,56 @@ def _input_scale(
 
 
 def _deploy(
-    layer: Plain | StudentLayer, norm: nn.Module | None, input_scale: Tensor | None, *, of_matrices: bool, rounded: bool
-) -> nn.Module:
+    layer: Plain | StudentLayer,
+    norm: nn.Module | None,
+    input_scale: Tensor | None,
+    *,
+    of_matrices: bool,
+    rounded: bool,
+    as_floats: bool,
+) -> tuple[nn.Module, StoredWeight | None]:
+    """The module to export, and what the file has for its weight when that is not what the module has."""
     plain = layer.layer if isinstance(layer, StudentLayer) else layer
+    weight, bias = _norm_folded(layer, norm)
+    stored = None
+    # Float weights between rounded inputs and outputs are rounded to 8 bits by ONNX Runtime, unless the inputs' sign changes.
+    negated = rounded
     if isinstance(layer, StudentLayer) and layer.bits is not None:
         codes, scale = layer.codes()
-        _, bias = _norm_folded(layer, norm)
         gain = _norm_gain(norm)
         if gain is not None:
             codes = codes * per_channel(gain.sign().to(torch.int8), codes, layer.axis)
             scale = scale * per_channel(gain.abs(), scale)
         if layer.is_dynamic:
-            return _DynamicLayer(codes, scale, bias)
+            return DynamicLayer(codes, scale, bias), None
         codes, scale = _with_room_for_bias(codes, scale, bias, input_scale)
-        return _DeployedLayer(
-            plain,
-            codes,
-            scale,
-            bias,
-            input_scale,
-            of_matrices=of_matrices,
-            group_size=layer.group_size,
-            negated=rounded and input_scale is None,
-        )
-    weight, bias = _norm_folded(layer, norm)
+        negated = rounded and input_scale is None
+        if not (as_floats and _may_be_exported_as_floats(plain)):
+            deployed = DeployedLayer(
+                plain,
+                codes,
+                scale,
+                bias,
+                input_scale,
+                of_matrices=of_matrices,
+                group_size=layer.group_size,
+                negated=negated,
+            )
+            return deployed, None
+        weight = codes.float() * per_channel(scale.float(), codes, layer.axis)
+        signed = -codes if negated else codes
+        stored = StoredWeight(signed.numpy(), scale.numpy(), layer.axis, integer=input_scale is not None)
     folded = deepcopy(plain)
-    # Float weights between rounded inputs and outputs are rounded to 8 bits by ONNX Runtime, unless the inputs' sign changes.
-    folded.weight = nn.Parameter(-weight if rounded else weight)
+    folded.weight = nn.Parameter((-weight if negated else weight).contiguous())
     if not isinstance(folded, nn.Embedding):
         folded.register_parameter("bias", None if bias is None else nn.Parameter(bias))
-    return _NegatedLayer(folded) if rounded else folded
+    return NegatedLayer(folded) if negated else folded, stored
+
+
+def _may_be_exported_as_floats(layer: Plain) -> bool:
+    """Of other layers' weights torch may make others, with rows for columns for one; and some weights are computed."""
+    computed = "weight" not in layer._parameters or layer._forward_pre_hooks or layer._forward_hooks
+    return isinstance(layer, nn.modules.conv._ConvNd) and not computed
 
 
 def _with_room_for_bias(codes: Tensor, scale: Tensor, bias: Tensor | None, input_scale: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -59,6 +59,33 @@ def test_other_weights_and_widths_need_no_second_export(
         assert export(student, example) == file
 
 
+@pytest.mark.parametrize("activation_bits", [8, None])
+def test_convolutions_of_all_widths_and_of_floats_have_one_graph(
+    activation_bits: Any, toy_task: ToyTask, toy_baseline: Baseline, toy_data: Data, exports: Exports
+) -> None:
+    """A convolution is exported as one of floats; only that codes become floats at load shows in a graph of integers."""
+    example = torch.tensor(toy_data["train"][0][:4])
+    head = {"head": LayerPolicy(weight_bits=8, activation_bits=activation_bits)}
+    widths: list[dict[str, int | None]] = [
+        {"stem": 4, "conv1": 4, "conv2": 4},
+        {"stem": 3, "conv1": 2, "conv2": 8} if activation_bits else {"stem": 3, "conv1": None, "conv2": 8},
+        {"stem": 6, "conv1": 5, "conv2": 7} if activation_bits else {"stem": None, "conv1": None, "conv2": None},
+    ]
+    students, files = [], []
+    for bits in widths:
+        layers = {
+            name: LayerPolicy(weight_bits=width, activation_bits=None if width is None else activation_bits)
+            for name, width in bits.items()
+        }
+        policy = Policy(layers=layers | head)
+        students.append(compress(toy_baseline.model(toy_task), policy, torch.tensor(toy_data["train"][0])))
+        files.append(export(students[-1], example))
+    assert len(exports) == 1
+    for student, file in zip(students, files, strict=True):
+        onnx_template._templates.clear()
+        assert export(student, example) == file
+
+
 @pytest.mark.parametrize(("flatten", "graphs"), [(nn.Flatten(), 1), (nn.Flatten(2), 2)])
 def test_a_row_may_have_any_length_but_no_other_shape(flatten: nn.Module, graphs: int, exports: Exports) -> None:
     """What makes a row of each example holds no number of channels; another Reshape does, and its graph is not used."""

@@ -2,7 +2,6 @@
 
 import html
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +20,7 @@ from autocompress.report.data import Report, counts_words, report_of
 from autocompress.report.decision import gains_words, score_words
 from autocompress.report.picture import front_figure
 from autocompress.result import TrialResult
-from autocompress.run import run_search
+from autocompress.run import run_search, usual_folder
 from autocompress.trackers.mlflow_run import default_uri
 from autocompress.trial import CHECKPOINT, student_of
 
@@ -48,7 +47,7 @@ def search(
     can mend.
     """
     file = Path(file)
-    where = Path(folder) if folder is not None else Path("runs") / f"{file.stem}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    where = usual_folder(file) if folder is None else Path(folder)
     run_search(
         file,
         where,

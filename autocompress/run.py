@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -45,6 +46,11 @@ class Ended:
 
     front: ParetoFront
     interrupted: bool
+
+
+def usual_folder(experiment_file: Path) -> Path:
+    """Where a search goes that is given no folder: ``runs/<experiment>-<date>-<time>``."""
+    return Path("runs") / f"{experiment_file.stem}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
 
 
 def run_search(

@@ -1,6 +1,5 @@
 """Commands that search: `search`, `resume`, `baseline`."""
 
-from datetime import datetime
 from pathlib import Path
 
 import click
@@ -49,10 +48,10 @@ def search(
     """Search for compressed models of the experiment in FILE."""
     from autocompress.opened import Options
     from autocompress.progress import open_view
-    from autocompress.run import run_search
+    from autocompress.run import run_search, usual_folder
     from autocompress.trackers.mlflow_run import default_uri
 
-    folder = run or Path("runs") / f"{file.stem}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    folder = run or usual_folder(file)
     state.log = folder / "autocompress.log"
     chosen = driver_named(driver, address, concurrency)
     options = Options(

@@ -12,7 +12,7 @@ from torch.fx import Graph, GraphModule, Node, Tracer
 from torch.fx.node import map_arg
 
 from autocompress.nested import Nested
-from autocompress.student import ActivationQuantizer, StudentLayer, kind_of
+from autocompress.student import ActivationQuantizer, StudentLayer, kind_of, plain_of
 
 # These pass values on as they are, only fewer or in other places: rounding before them is rounding after them.
 _MOVE = (nn.MaxPool1d, nn.MaxPool2d, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout2d, nn.Identity)
@@ -102,7 +102,7 @@ def norm_after(node: Node, graph: GraphModule) -> Node | None:
     users = list(node.users)
     norm = module_of(users[0], graph) if len(users) == 1 else None
     layer = module_of(node, graph)
-    plain = layer.layer if isinstance(layer, StudentLayer) else layer
+    plain = plain_of(layer)
     if not any(isinstance(plain, layers) and isinstance(norm, norms) for layers, norms in _FOLDED):
         return None
     shared_scales = isinstance(plain, nn.modules.conv._ConvTransposeNd) and plain.groups > 1

@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autocompress.folder import RunFolder, write_whole
@@ -102,6 +101,8 @@ def _too_little(trials: Sequence[FrozenTrial], distributions: dict[str, BaseDist
 def _shares(
     trials: Sequence[FrozenTrial], distributions: dict[str, BaseDistribution], values: Sequence[float], seed: int
 ) -> dict[str, float]:
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances  # scikit-learn: a second or two
+
     picked = np.linspace(0, len(trials) - 1, min(len(trials), _MOST_TRIALS)).round().astype(int)
     # A study of its own: the stored one holds trials that do not count, and is not to be written to.
     study = optuna.create_study()

@@ -13,7 +13,7 @@ from autocompress.compress.channels import find_groups
 from autocompress.errors import TaskError
 from autocompress.layer import Layer, Layers
 from autocompress.nested import Nested
-from autocompress.student import Plain, StudentLayer, kind_of, only_input
+from autocompress.student import Plain, StudentLayer, kind_of, only_input, plain_of
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _macs(model: nn.Module, example: Nested) -> dict[str, int]:
     examples = nested.count(example)
 
     def count(name: str, module: nn.Module, given: Tensor, output: Tensor) -> None:
-        plain = module.layer if isinstance(module, StudentLayer) else module
+        plain = plain_of(module)
         weight = plain.weight
         assert isinstance(weight, Tensor)
         if isinstance(plain, nn.Embedding):  # looks up, and multiplies nothing

@@ -4,7 +4,7 @@ They hold what training changes (float weights, learned scales) and give what th
 scales). `autocompress.compress` puts them in, `autocompress.runtimes` reads them out.
 """
 
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,17 @@ def kind_of(module: nn.Module) -> Kind | None:
 def channel_axis(layer: nn.Module) -> int:
     """The dimension of the layer's weight that its outputs are counted in."""
     return 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd | nn.Embedding) else 0
+
+
+@overload
+def plain_of(module: "Plain | StudentLayer") -> Plain: ...
+@overload
+def plain_of(module: nn.Module) -> nn.Module: ...
+@overload
+def plain_of(module: None) -> None: ...
+def plain_of(module: nn.Module | None) -> nn.Module | None:
+    """The layer that a student's layer stands for; any other module as it is."""
+    return module.layer if isinstance(module, StudentLayer) else module
 
 
 def apply_layer(layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

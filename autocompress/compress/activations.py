@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 from autocompress.errors import SurgeryError
 from autocompress.graph import insert_after, is_add, is_output, module_of, origin, tail, trace
 from autocompress.nested import Nested
-from autocompress.student import ActivationQuantizer, StudentLayer
+from autocompress.student import ActivationQuantizer, StudentLayer, plain_of
 
 
 def quantize_activations(model: nn.Module, layers: Collection[str], inputs: Nested) -> GraphModule:
@@ -43,7 +43,7 @@ def _rounded_nodes(graph: GraphModule, layers: Collection[str]) -> list[Node]:
         if _has_integer_kernel(module_of(node, graph)) and node.target in layers and calls[node.target] == 1:
             rounded[origin(node.args[0], graph)] = None
             # A linear layer alone gives floats from the same kernel: whoever wants them rounded, asks for it.
-            if not isinstance(_plain(module_of(node, graph)), nn.Linear) or tail(node, graph) is not node:
+            if not isinstance(plain_of(module_of(node, graph)), nn.Linear) or tail(node, graph) is not node:
                 _round_tail(node, graph, rounded)
         elif is_add(node) and all(isinstance(term, Node) and origin(term, graph) in rounded for term in node.args):
             _round_tail(node, graph, rounded)
@@ -52,10 +52,6 @@ def _rounded_nodes(graph: GraphModule, layers: Collection[str]) -> list[Node]:
 
 def _has_integer_kernel(module: nn.Module | None) -> bool:
     return isinstance(module, StudentLayer) and _can_round(module.layer)
-
-
-def _plain(module: nn.Module | None) -> nn.Module | None:
-    return module.layer if isinstance(module, StudentLayer) else module
 
 
 def _can_round(layer: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from autocompress.compress.calibrate import BatchNorm, NormStatistics
 from autocompress.compress.least_squares import refit, round_with_compensation, second_moments, squared_error
 from autocompress.compress.samples import by_group, choose_places, extent, inputs_at, outputs_at
 from autocompress.nested import Nested
-from autocompress.student import StudentLayer, largest_code, only_input
+from autocompress.student import StudentLayer, largest_code, only_input, plain_of
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
@@ -134,7 +134,7 @@ def _refittable(model: nn.Module) -> list[str]:
 
 
 def _plain(module: nn.Module) -> nn.Conv2d | nn.Linear:
-    layer = module.layer if isinstance(module, StudentLayer) else module
+    layer = plain_of(module)
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     return layer
 

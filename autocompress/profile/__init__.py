@@ -11,7 +11,6 @@ from autocompress.baseline import Baseline, Data
 from autocompress.errors import InputError, TaskError
 from autocompress.lane import Lane
 from autocompress.layer import Layers
-from autocompress.profile.fitting import fit
 from autocompress.profile.layers import uses
 from autocompress.profile.single import layer_costs
 from autocompress.profile.whole import measured, spread_policies
@@ -34,6 +33,8 @@ def profile(task: Task, baseline: Baseline, data: Data, *, policies: int = 20, s
     """
     if policies < _FEWEST:
         raise InputError(f"a cost table is fitted to at least {_FEWEST} whole policies, given {policies}")
+    from autocompress.profile.fitting import fit  # with it comes scipy.stats, which no worker needs that trains
+
     started = time.perf_counter()
     layers, target, lane = baseline.layers, baseline.target.alone, Lane()
     model = baseline.model(task)

@@ -24,7 +24,16 @@ from autocompress.runtimes.onnx_deployed import DeployedLayer, DeployedQuantizer
 from autocompress.runtimes.onnx_slim import flatten_any_width, floats_at_load, slim
 from autocompress.runtimes.onnx_template import from_template, keep_template
 from autocompress.runtimes.slot import INPUT, OUTPUT
-from autocompress.student import SMALLEST_SCALE, ActivationQuantizer, Plain, StudentLayer, channel_axis, kind_of, per_channel
+from autocompress.student import (
+    SMALLEST_SCALE,
+    ActivationQuantizer,
+    Plain,
+    StudentLayer,
+    channel_axis,
+    kind_of,
+    per_channel,
+    plain_of,
+)
 
 
 def to_onnx(student: nn.Module, example: Nested) -> onnx.ModelProto:
@@ -233,7 +242,7 @@ def _deploy(
     as_floats: bool,
 ) -> tuple[nn.Module, StoredWeight | None]:
     """The module to export, and what the file has for its weight when that is not what the module has."""
-    plain = layer.layer if isinstance(layer, StudentLayer) else layer
+    plain = plain_of(layer)
     weight, bias = _norm_folded(layer, norm)
     stored = None
     # Float weights between rounded inputs and outputs are rounded to 8 bits by ONNX Runtime, unless the inputs' sign changes.
@@ -298,7 +307,7 @@ def _norm_gain(norm: nn.Module | None) -> Tensor | None:
 
 def _norm_folded(layer: Plain | StudentLayer, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
     weight = (layer.effective_weight() if isinstance(layer, StudentLayer) else layer.weight).detach()
-    axis = channel_axis(layer.layer if isinstance(layer, StudentLayer) else layer)
+    axis = channel_axis(plain_of(layer))
     own = None if isinstance(layer, nn.Embedding) else layer.bias
     bias = None if own is None else own.detach()
     gain = _norm_gain(norm)

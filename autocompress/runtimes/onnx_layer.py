@@ -23,8 +23,9 @@ _SCALE = np.float32(0.05)
 def layer_file(shape: LayerShape, manner: Manner) -> tuple[bytes, Array]:
     """The content of a file with that layer and a ReLU, and inputs for it.
 
-    An integer convolution takes and gives uint8 in the layout that ONNX Runtime computes in (channels last), as it does
-    between two others: the time is that of the kernel alone.
+    An integer layer takes and gives uint8, as it does between two others: the time is that of the kernel alone. That of a
+    convolution has the layout that ONNX Runtime computes in (channels last). A linear layer of several vectors for each
+    example takes and gives floats, as it is exported, and rounds its inputs.
     """
     graph = _Graph(shape, manner)
     match manner:
@@ -35,11 +36,11 @@ def layer_file(shape: LayerShape, manner: Manner) -> tuple[bytes, Array]:
         case "groups":
             output = graph.layer(graph.floats_of_groups())
         case "integer":
-            output = graph.layer(graph.integers())
+            output = graph.matrices() if shape.is_of_matrices else graph.layer(graph.integers())
         case "dynamic":
             output = graph.dynamic()
     output = graph.call("Relu", output)
-    if manner == "integer":
+    if graph.is_of_codes:
         graph.quantised(output)
     content: bytes = graph.model().SerializeToString()
     return content, graph.example()
@@ -58,6 +59,11 @@ class _Graph:
     @property
     def is_convolution(self) -> bool:
         return self.shape.kind == "conv2d"
+
+    @property
+    def is_of_codes(self) -> bool:
+        """True when inputs and outputs are integers."""
+        return self.manner == "integer" and not self.shape.is_of_matrices
 
     def store(self, name: str, value: Array) -> str:
         self.tensors.append(numpy_helper.from_array(value, name))
@@ -102,7 +108,25 @@ class _Graph:
         product = self.call("Mul", self.call("Cast", sums, to=TensorProto.FLOAT), self.call("Mul", step, scale))
         return self.call("Add", product, self.bias()) if self.shape.bias else product
 
+    def matrices(self) -> str:
+        codes, step = (self.weight.T / _SCALE).round().clip(-127, 127).astype(np.int8), self.store("a", np.array(_SCALE))
+        zero_point = self.store("b", np.array(128, dtype=np.uint8))
+        rounded = self.call("QuantizeLinear", INPUT, step, zero_point)
+        columns = [
+            self.store("w", codes),
+            self.store("s", np.full(self.shape.outputs, _SCALE)),
+            self.store("z", np.zeros(self.shape.outputs, dtype=np.int8)),
+        ]
+        given = self.call("DequantizeLinear", rounded, step, zero_point)
+        return self.product(given, self.call("DequantizeLinear", *columns, axis=1))
+
+    def product(self, given: str, columns: str) -> str:
+        product = self.call("MatMul", given, columns)
+        return self.call("Add", product, self.bias()) if self.shape.bias else product
+
     def layer(self, weight: str) -> str:
+        if self.shape.is_of_matrices:
+            return self.product(INPUT, self.call("Transpose", weight, perm=[1, 0]))
         inputs = [self.input(), weight, *([self.bias()] if self.shape.bias else [])]
         if not self.is_convolution:
             return self.call("Gemm", *inputs, transB=1)
@@ -115,7 +139,7 @@ class _Graph:
         return self.call("Conv", *inputs, **settings)
 
     def input(self) -> str:
-        if self.manner != "integer":
+        if not self.is_of_codes:
             return INPUT
         given = self.call("Transpose", INPUT, perm=[0, 3, 1, 2]) if self.is_convolution else INPUT
         return self.call(
@@ -123,7 +147,7 @@ class _Graph:
         )
 
     def bias(self) -> str:
-        if self.manner != "integer" or self.is_convolution:
+        if not self.is_of_codes or self.is_convolution:
             return self.store("c", self.draw.standard_normal(self.shape.outputs, dtype=np.float32))
         bias = self.draw.integers(-100, 100, self.shape.outputs).astype(np.int32)
         return self.call(
@@ -137,26 +161,26 @@ class _Graph:
     def example(self) -> Array:
         shape, channels = self.shape, self.shape.inputs
         if not self.is_convolution:
-            sizes: tuple[int, ...] = (shape.batch * shape.size[0], channels)
-        elif self.manner == "integer":
+            sizes: tuple[int, ...] = (shape.batch, *([shape.size[0]] if shape.is_of_matrices else []), channels)
+        elif self.is_of_codes:
             sizes = (shape.batch, *shape.size, channels)
         else:
             sizes = (shape.batch, channels, *shape.size)
-        if self.manner == "integer":
+        if self.is_of_codes:
             return self.draw.integers(0, 256, sizes, dtype=np.uint8)
         return self.draw.standard_normal(sizes, dtype=np.float32)
 
     def model(self) -> onnx.ModelProto:
         """The file, of which the output of the last node is the output."""
         self.nodes[-1].output[0] = OUTPUT
-        kind = TensorProto.UINT8 if self.manner == "integer" else TensorProto.FLOAT
-        rank = 4 if self.is_convolution else 2
-        given = self.example().shape
+        kind = TensorProto.UINT8 if self.is_of_codes else TensorProto.FLOAT
+        # Of a batch of known size ONNX Runtime makes one matrix and a Gemm: files are exported for any size.
+        given = self.example().shape if not self.shape.is_of_matrices else (None, *self.example().shape[1:])
         graph = helper.make_graph(
             self.nodes,
             "g",
             [helper.make_tensor_value_info(INPUT, kind, given)],
-            [helper.make_tensor_value_info(OUTPUT, kind, [None] * rank)],
+            [helper.make_tensor_value_info(OUTPUT, kind, [None] * len(given))],
             self.tensors,
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)

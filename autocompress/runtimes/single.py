@@ -18,8 +18,8 @@ Manner = Literal["float", "codes", "groups", "integer", "dynamic"]
 class LayerShape:
     """A convolution or linear layer with so many input and output channels, and what it is applied to.
 
-    `size` is the height and width of a convolution's input, and the number of rows of a linear layer's; `padding` is
-    (top, left, bottom, right); `batch` examples are executed at once.
+    `size` is the height and width of a convolution's input, and the number of vectors that a linear layer is given for each
+    example; `padding` is (top, left, bottom, right); `batch` examples are executed at once.
     """
 
     kind: Kind
@@ -38,6 +38,11 @@ class LayerShape:
     def is_blockwise(self) -> bool:
         """True where it has as many inputs as outputs, in groups: whole groups are cut."""
         return self.groups > 1 and self.inputs == self.outputs
+
+    @property
+    def is_of_matrices(self) -> bool:
+        """True for a linear layer that is given several vectors for each example."""
+        return self.kind == "linear" and self.size[0] > 1
 
     @property
     def weight_shape(self) -> tuple[int, ...]:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._inductor.constant_folding import constant_fold
 from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 from torch.fx import GraphModule
@@ -35,6 +34,7 @@ from autocompress.student import (
     kind_of,
     per_channel,
     per_group,
+    plain_of,
 )
 from autocompress.target import Target
 
@@ -68,6 +68,8 @@ class TorchSession:
     """A loaded file: arrays in, arrays out. Raises `ExportError` when torch refuses the file."""
 
     def __init__(self, model: bytes, target: Target) -> None:
+        from torch._inductor.constant_folding import constant_fold  # with it comes torch's compiler: a second or two
+
         program = _loaded(model, target)
         given = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
         self._structure = program.call_spec.in_spec
@@ -159,7 +161,7 @@ def _deployed(student: nn.Module, example: Nested) -> nn.Module:
 
 
 def _deploy(layer: Plain | StudentLayer, norm: nn.Module | None) -> nn.Module:
-    plain = layer.layer if isinstance(layer, StudentLayer) else layer
+    plain = plain_of(layer)
     codes, factor = None, layer.effective_weight() if isinstance(layer, StudentLayer) else layer.weight
     if isinstance(layer, StudentLayer) and layer.bits is not None:
         codes, scale = layer.codes()

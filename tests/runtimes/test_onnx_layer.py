@@ -9,8 +9,11 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from autocompress.compress import compress
+from autocompress.policy import LayerPolicy, Policy
 from autocompress.runtimes import runtime_of
 from autocompress.runtimes.onnx_layer import layer_file
+from autocompress.runtimes.onnxruntime import export
 from autocompress.runtimes.single import LayerShape, Manner
 from autocompress.student import rounded_by_its_range
 from autocompress.target import Target
@@ -27,6 +30,8 @@ SHAPES = {
     "linear": LayerShape("linear", 40, 10, size=(1,)),
     "linear on rows": LayerShape("linear", 40, 12, size=(5,), batch=3),
 }
+SEVERAL = SHAPES["linear on rows"]
+OF_CODES = {name: shape for name, shape in SHAPES.items() if shape is not SEVERAL}
 ROUNDED_STEP = 0.05
 
 
@@ -45,13 +50,29 @@ def computed(shape: LayerShape, inputs: Tensor, weight: Tensor, bias: Tensor | N
     return outputs.relu()
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("shape", OF_CODES.values(), ids=OF_CODES)
 def test_integers_are_fused_and_nothing_else_is_executed(shape: LayerShape, tmp_path: Path) -> None:
     content, _ = layer_file(shape, "integer")
     assert optimised(content, tmp_path) == ["QLinearConv" if shape.kind == "conv2d" else "QGemm"]
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_linear_layer_of_several_vectors_is_timed_as_it_is_exported(tmp_path: Path) -> None:
+    content, inputs = layer_file(SEVERAL, "integer")
+    tensors = stored(content)
+    given = (torch.tensor(inputs) / ROUNDED_STEP).round().clamp(-128, 127) * ROUNDED_STEP
+    expected = computed(SEVERAL, given, tensors["w"].T.float() * ROUNDED_STEP, tensors["c"])
+    np.testing.assert_allclose(runtime_of(Target()).load(content, Target())(inputs), expected.numpy(), atol=1e-4)
+    block = nn.Sequential(nn.LayerNorm(SEVERAL.inputs), nn.Linear(SEVERAL.inputs, SEVERAL.outputs), nn.Tanh())
+    policy = Policy(layers={"1": LayerPolicy(weight_bits=7, activation_bits=8)})
+    student = compress(block, policy, torch.tensor(inputs))
+    manners: tuple[tuple[Manner, nn.Module], ...] = (("integer", student), ("float", block))
+    for manner, network in manners:
+        file, _ = layer_file(SEVERAL, manner)
+        whole = optimised(export(network, torch.tensor(inputs)), tmp_path)
+        assert whole == ["LayerNormalization", *optimised(file, tmp_path)[:-1], "Tanh"]
+
+
+@pytest.mark.parametrize("shape", OF_CODES.values(), ids=OF_CODES)
 def test_integer_outputs_are_those_of_the_layer(shape: LayerShape) -> None:
     content, inputs = layer_file(shape, "integer")
     got = runtime_of(Target()).load(content, Target())(inputs)

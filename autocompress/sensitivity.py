@@ -26,7 +26,7 @@ from autocompress.compress.repair import Seen, look, repair_examples, repair_wei
 from autocompress.compress.weights import compress_weights
 from autocompress.errors import AutocompressError, InputError, TaskError
 from autocompress.folder import write_whole
-from autocompress.graph import traced_by
+from autocompress.graph import BatchNorm, traced_by
 from autocompress.lane import Lane
 from autocompress.layer import Group
 from autocompress.nested import Nested
@@ -325,7 +325,7 @@ def _network_behind(door: Node, graph: GraphModule) -> GraphModule:
 @contextmanager
 def _batch_norms_re_estimated(model: nn.Module) -> Iterator[None]:
     """In it all batch norms of `model` take their statistics from the batch they see, and keep them."""
-    norms = [module for module in model.eval().modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [module for module in model.eval().modules() if isinstance(module, BatchNorm)]
     for norm in norms:
         norm.train()
         norm.momentum = 1.0

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from autocompress import nested
+from autocompress.graph import BatchNorm
 from autocompress.nested import Nested
 from autocompress.student import ActivationQuantizer
-
-BatchNorm = nn.modules.batchnorm._BatchNorm
 
 _BATCH = 128
 

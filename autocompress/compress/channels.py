@@ -11,8 +11,8 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from autocompress import nested
-from autocompress.compress.calibrate import BatchNorm
 from autocompress.errors import SurgeryError
+from autocompress.graph import BatchNorm
 from autocompress.layer import Group
 from autocompress.nested import Nested
 from autocompress.policy import Importance

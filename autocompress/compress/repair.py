@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from autocompress import nested
-from autocompress.compress.calibrate import BatchNorm, NormStatistics
+from autocompress.compress.calibrate import NormStatistics
 from autocompress.compress.least_squares import refit, round_with_compensation, second_moments, squared_error
 from autocompress.compress.samples import by_group, choose_places, extent, inputs_at, outputs_at
+from autocompress.graph import BatchNorm
 from autocompress.nested import Nested
 from autocompress.student import StudentLayer, largest_code, only_input, plain_of
 

@@ -22,15 +22,21 @@ def driver(request: pytest.FixtureRequest) -> Driver:
     if request.param == "local":
         return LocalDriver()
     request.getfixturevalue("running_ray")
-    return TuneDriver()
+    return TuneDriver(concurrency=1)  # a second worker takes six seconds to load
+
+
+@pytest.fixture
+def wide(driver: Driver) -> Driver:
+    """Runs as many trials at once as there is room for."""
+    return TuneDriver() if isinstance(driver, TuneDriver) else driver
 
 
 def test_every_trial_is_run_once_and_heard_of_in_order(
-    driver: Driver, toy_baseline: Baseline, toy_data: Data, tmp_path: Path
+    wide: Driver, toy_baseline: Baseline, toy_data: Data, tmp_path: Path
 ) -> None:
     search, job = search_of(experiment_file(tmp_path, "budget=Budget(trials=4)"), toy_baseline, toy_data)
     ear = Ear(search)
-    driver.run(search, job, ear)
+    wide.run(search, job, ear)
     assert sorted(result.number for result in search.results) == [0, 1, 2, 3]
     assert [result.number for result in search.results] == [number for event, number in ear.heard if event == "finished"]
     assert search.running == ()
@@ -98,12 +104,12 @@ class _Interrupting(Ear):
 
 
 def test_ctrl_c_keeps_what_is_finished_and_drops_the_rest(
-    driver: Driver, toy_baseline: Baseline, toy_data: Data, tmp_path: Path
+    wide: Driver, toy_baseline: Baseline, toy_data: Data, tmp_path: Path
 ) -> None:
     search, job = search_of(experiment_file(tmp_path, "budget=Budget(trials=50)"), toy_baseline, toy_data)
     ear = _Interrupting(search)
     handler = signal.getsignal(signal.SIGINT)
-    driver.run(search, job, ear)
+    wide.run(search, job, ear)
     assert search.reason == "interrupted"
     assert 1 <= len(search.results) <= 3
     assert {result.number for result in search.results} == set(ear.results)
@@ -173,7 +179,7 @@ def test_the_same_seed_and_policy_give_the_same_result_on_both_drivers(
     toy_baseline: Baseline, toy_data: Data, tmp_path: Path
 ) -> None:
     heard: list[dict[int, TrialResult]] = []
-    for driver in (LocalDriver(), TuneDriver()):
+    for driver in (LocalDriver(), TuneDriver(concurrency=1)):
         folder = tmp_path / type(driver).__name__
         folder.mkdir()
         settings = "budget=Budget(trials=3), seed=5, start=[{'steps': 8}, {'steps': 12}]"

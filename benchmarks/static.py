@@ -8,11 +8,14 @@ network in floats: with the channels that are left, and the weights that its stu
 winner that was trained further from another trial is made from that one's weights, and the float network trained further as
 the winner was, in floats. What is in the checkpoint is not trained again. The float network is exported and handed to
 `onnxruntime.quantization.quantize_static`: QDQ, a scale for each output channel, signed 8-bit weights, unsigned 8-bit
-activations, ranges from the training images that a trial calibrates by. Both files are timed in turn, and judged on test data.
+activations, ranges from the training images that a trial calibrates by. The same network once more with 8 bits throughout, or
+as many as the target has beside 8-bit activations, compressed and trained further by us: the tool's choice of bits with our means.
+Files are timed in turn, and judged on test data.
 """
 
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,13 +42,17 @@ from autocompress.lane import Lane
 from autocompress.measure import Here, measure_latency, test_score
 from autocompress.nested import Nested
 from autocompress.opened import Run, open_run
+from autocompress.policy import Policy
 from autocompress.result import TrialResult
-from autocompress.runtimes import file_name
+from autocompress.runtimes import file_name, runtime_of
 from autocompress.runtimes.onnx_graph import to_onnx
 from autocompress.runtimes.onnxruntime import OnnxSession
 from autocompress.runtimes.slot import by_slot
-from autocompress.student import ActivationQuantizer, StudentLayer
+from autocompress.space import integer_bits
+from autocompress.space import quantised as quantised_layer
+from autocompress.student import ActivationQuantizer, StudentLayer, kind_of
 from autocompress.target import Target
+from autocompress.task import Task
 from autocompress.trial import CHECKPOINT, calibration_rows
 
 TARGET = Target()
@@ -72,59 +79,110 @@ def compare(run: Run, winner: TrialResult | None) -> None:
     """Prints bytes, time and accuracy of both files. Raises `InputError` when there is no winner or no checkpoint."""
     if winner is None:
         raise InputError("no model is within a point of the uncompressed one on validation data; name one by --pick")
-    experiment, baseline = run.experiment(), run.baseline()
-    data = load_data(experiment.task)
-    ours = run.folder.trial(winner.number) / file_name(baseline.target, TARGET)
-    network = float_network(run, winner, experiment, baseline, data)
-    calibration, _ = calibration_of(data, winner.seed)
-    files = {"ours": ours.read_bytes(), "quantize_static": quantised(network, calibration)}
-    latency = measure_latency(files["ours"], files["quantize_static"], TARGET)
-    scores = {name: test_score(file, experiment.task, Here(TARGET)) for name, file in files.items()}
+    work = _work(run, winner)
+    network = work.float_network()
+    alike = work.trained(work.with_its_bits(network), "with its bits")
+    network = work.trained(network, "in floats")
+    files = {
+        "ours": (run.folder.trial(winner.number) / file_name(work.baseline.target, TARGET)).read_bytes(),
+        "its bits, by us": runtime_of(TARGET).export(alike, nested.take(work.calibration(winner)[0], slice(_EXAMPLES))),
+        "quantize_static": quantised(network, work.calibration(winner)[0]),
+    }
+    tools = files["quantize_static"]
+    latencies = {name: measure_latency(file, tools, TARGET) for name, file in files.items() if file is not tools}
+    scores = {name: test_score(file, work.task, Here(TARGET)) for name, file in files.items()}
     print(f"\n{run.folder.path.name}, trial {winner.number}: {winner.summary}\n")
-    for (name, file), ms in zip(files.items(), (latency.latency_ms, latency.baseline_latency_ms), strict=True):
-        score = scores[name]
+    for name, file in files.items():
+        score, its = scores[name], latencies.get(name)
+        ms = latencies["ours"].baseline_latency_ms if its is None else its.latency_ms
         accuracy = f"{score.accuracy:.2%} ({score.low:.1%} to {score.high:.1%}) on test"
         print(f"  {name:16s} {len(file):>10,} bytes {ms:8.4f} ms   {accuracy}")
     print()
-    print_goal("time, ours / quantize_static", latency.ratio, at_most=1.15)
-    gained = 100 * (scores["ours"].accuracy - scores["quantize_static"].accuracy)
-    print_goal("points of accuracy above quantize_static", gained, at_least=0)
+    for name, latency in latencies.items():
+        print_goal(f"time, {name} / quantize_static", latency.ratio, at_most=1.15)
+        gained = 100 * (scores[name].accuracy - scores["quantize_static"].accuracy)
+        print_goal(f"points of accuracy above quantize_static, {name}", gained, at_least=0)
 
 
-def float_network(run: Run, winner: TrialResult, experiment: Experiment, baseline: Baseline, data: Data) -> nn.Module:
-    """The winner's network in floats. Raises `InputError` when the run kept no checkpoint of it."""
-    parent = next(
-        one for one in run.folder.results() if one.number == (winner.number if winner.refit_of is None else winner.refit_of)
-    )
-    task, lane = experiment.task, Lane()
-    teacher = Teacher(baseline.model(task), baseline.layers.ends[1])
-    calibration, targets = calibration_of(data, parent.seed)
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """A winner, the trial that it was trained further from (itself if it was not), and what they were made from."""
 
-    def leave_gradients(model: nn.Module) -> None:
-        model.zero_grad()
-        task.loss(nested.call(model, calibration), targets).backward()
+    run: Run
+    winner: TrialResult
+    parent: TrialResult
+    experiment: Experiment
+    baseline: Baseline
+    data: Data
+    teacher: Teacher
 
-    student = compress(teacher.model, parent.policy, calibration, leave_gradients, baseline.layers.groups)
-    checkpoint = run.folder.trial(parent.number) / CHECKPOINT
-    if not checkpoint.is_file():
-        raise InputError(f"trial {parent.number} has no checkpoint; only a search with refits keeps them")
-    student.load_state_dict({name: torch.tensor(array) for name, array in load_tensors(checkpoint.read_bytes()).items()})
-    network = in_fast_layout(in_floats(student), nested.take(calibration, slice(_EXAMPLES)))
-    if winner.refit_of is not None:
+    @property
+    def task(self) -> Task:
+        return self.experiment.task
+
+    def calibration(self, trial: TrialResult) -> tuple[Nested, Nested]:
+        """The training inputs, and their targets, that the trial was calibrated by."""
+        inputs, targets = as_tensors(self.data["train"])
+        rows = torch.as_tensor(calibration_rows(nested.count(inputs), trial.seed))
+        return nested.take(inputs, rows), nested.take(targets, rows)
+
+    def float_network(self) -> nn.Module:
+        """The parent's network in floats. Raises `InputError` when the run kept no checkpoint of it."""
+        calibration, targets = self.calibration(self.parent)
+
+        def leave_gradients(model: nn.Module) -> None:
+            model.zero_grad()
+            self.task.loss(nested.call(model, calibration), targets).backward()
+
+        student = compress(self.teacher.model, self.parent.policy, calibration, leave_gradients, self.baseline.layers.groups)
+        checkpoint = self.run.folder.trial(self.parent.number) / CHECKPOINT
+        if not checkpoint.is_file():
+            raise InputError(f"trial {self.parent.number} has no checkpoint in {self.run.folder.path}")
+        student.load_state_dict({name: torch.tensor(array) for name, array in load_tensors(checkpoint.read_bytes()).items()})
+        return in_floats(student)
+
+    def with_its_bits(self, network: nn.Module) -> nn.Module:
+        """A student of `network` with 8 bits throughout, or as many as the target has beside 8-bit activations."""
+        menu = TARGET.menu
+        left = {name for name, module in network.named_modules() if kind_of(module) is not None}
+        how = quantised_layer(max(integer_bits(menu)), menu)
+        policy = Policy(layers={layer.name: how for layer in self.baseline.layers if layer.name in left})
+        return compress(network, policy, self.calibration(self.winner)[0])
+
+    def trained(self, network: nn.Module, how: str) -> nn.Module:
+        """`network`, trained in place as the winner was if it was trained further."""
+        if self.winner.refit_of is None:
+            return network
+        lane, inputs = Lane(), self.calibration(self.winner)[0]
+        network = in_fast_layout(network, nested.take(inputs, slice(_EXAMPLES)))
         for rung in finetune(
             network,
-            winner.policy,
-            task,
-            teacher,
-            as_tensors(data["train"]),
-            lambda model: evaluate(model, task, data["validation"], lane=lane),
-            rungs=experiment.rungs,
-            seed=winner.seed,
+            self.winner.policy,
+            self.task,
+            self.teacher,
+            as_tensors(self.data["train"]),
+            lambda model: evaluate(model, self.task, self.data["validation"], lane=lane),
+            rungs=self.experiment.rungs,
+            seed=self.winner.seed,
             lane=lane,
         ):
-            print(f"in floats: step {rung.step}, {rung.accuracy:.2%} on validation", flush=True)
-    plain: nn.Module = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return plain
+            print(f"{how}: step {rung.step}, {rung.accuracy:.2%} on validation", flush=True)
+        plain: nn.Module = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        return plain
+
+
+def _work(run: Run, winner: TrialResult) -> _Work:
+    experiment, baseline = run.experiment(), run.baseline()
+    number = winner.number if winner.refit_of is None else winner.refit_of
+    return _Work(
+        run=run,
+        winner=winner,
+        parent=next(one for one in run.folder.results() if one.number == number),
+        experiment=experiment,
+        baseline=baseline,
+        data=load_data(experiment.task),
+        teacher=Teacher(baseline.model(experiment.task), baseline.layers.ends[1]),
+    )
 
 
 def in_floats(student: nn.Module) -> nn.Module:
@@ -137,13 +195,6 @@ def in_floats(student: nn.Module) -> nn.Module:
         elif isinstance(module, ActivationQuantizer):
             student.set_submodule(name, nn.Identity())
     return student
-
-
-def calibration_of(data: Data, seed: int) -> tuple[Nested, Nested]:
-    """The training inputs, and their targets, that a trial of that seed calibrates by."""
-    inputs, targets = as_tensors(data["train"])
-    rows = torch.as_tensor(calibration_rows(nested.count(inputs), seed))
-    return nested.take(inputs, rows), nested.take(targets, rows)
 
 
 def quantised(network: nn.Module, calibration: Nested) -> bytes:

@@ -79,5 +79,7 @@ def test_a_case_is_searched_once_and_its_picks_are_measured(tmp_path: Path) -> N
     printed = benchmark("static.py", run.path, "--pick", str(refit.number))
     assert f"toy, trial {refit.number}: " in printed
     assert "in floats: step 24" in printed
-    assert "time, ours / quantize_static" in printed
-    assert "points of accuracy above quantize_static" in printed
+    assert "with its bits: step 24" in printed
+    for name in ("ours", "its bits, by us"):
+        assert f"time, {name} / quantize_static" in printed
+        assert f"points of accuracy above quantize_static, {name}" in printed

@@ -9,8 +9,8 @@ winner that was trained further from another trial is made from that one's weigh
 the winner was, in floats. What is in the checkpoint is not trained again. The float network is exported and handed to
 `onnxruntime.quantization.quantize_static`: QDQ, a scale for each output channel, signed 8-bit weights, unsigned 8-bit
 activations, ranges from the training images that a trial calibrates by. The same network once more with 8 bits throughout, or
-as many as the target has beside 8-bit activations, compressed and trained further by us: the tool's choice of bits with our means.
-Files are timed in turn, and judged on test data.
+as many as the target has beside 8-bit activations, compressed and trained further by us: the tool's bits with our means. Files
+are timed in turn, and judged on test data.
 """
 
 import os

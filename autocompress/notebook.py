@@ -1,12 +1,12 @@
 """Searches and runs as objects that show themselves, for notebooks and scripts."""
 
 import html
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
-from matplotlib.figure import Figure
 from torch import nn
 
 from autocompress.baseline import as_tensors, load_split
@@ -18,7 +18,7 @@ from autocompress.opened import Options, Run, open_run
 from autocompress.policy import Policy
 from autocompress.report.data import Report, counts_words, report_of
 from autocompress.report.decision import gains_words, score_words
-from autocompress.report.picture import front_figure
+from autocompress.report.picture import Picture, front_figure
 from autocompress.result import TrialResult
 from autocompress.run import run_search, usual_folder
 from autocompress.trackers.mlflow_run import default_uri
@@ -87,8 +87,8 @@ class SearchRun:
         table = self.trials
         return table[table["on_front"]].drop(columns="on_front").set_index("number")
 
-    def plot(self) -> Figure:
-        """Size against accuracy, latency as colour."""
+    def plot(self) -> Picture:
+        """Size against accuracy, latency as colour. Shown by a notebook as it is."""
         return front_figure(self._report())
 
     def best(self, pick: str | int = "knee", *, max_drop: float | None = None) -> "Model":
@@ -118,7 +118,8 @@ class SearchRun:
             lines.append(html.escape(f"recommended: {Model(self._run, chosen).words}"))
         page = self._run.folder.front_json.with_suffix(".html")
         if page.exists():
-            lines.append(f'<a href="{html.escape(str(page))}">{html.escape(page.name)}</a>')
+            # From here: a notebook server takes what begins with a slash for an address of its own.
+            lines.append(f'<a href="{html.escape(os.path.relpath(page))}">{html.escape(page.name)}</a>')
         shown = table[[name for name in _SHOWN if table[name].notna().any()]]
         return f"<p>{'<br>'.join(lines)}</p>{shown.to_html(index=False)}"
 

@@ -37,14 +37,18 @@ def test_the_front_is_a_table_and_a_picture(run: SearchRun) -> None:
     assert isinstance(run.front, pd.DataFrame)
     assert set(run.front.index) == set(run.trials[run.trials["on_front"]]["number"])
     assert (run.front["size_ratio"] > 1).all()
-    assert isinstance(run.plot(), Figure)
+    figure = run.plot()
+    assert isinstance(figure, Figure)
+    assert figure._repr_png_().startswith(b"\x89PNG"), "a notebook shows it, though pyplot is not loaded"
 
 
-def test_a_run_shows_itself_and_escapes_names(run: SearchRun, tmp_path: Path) -> None:
+def test_a_run_shows_itself_and_escapes_names(run: SearchRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = run._repr_html_()
     best = run.best()
     assert f"recommended: trial {best.number}: " in shown
     assert shown.count("<tr") == 1 + len(run.front)
+    monkeypatch.chdir(run.folder.parent)
+    assert '<a href="run/front.html">front.html</a>' in run._repr_html_()
     hostile = tmp_path / "<script>alert(1)<"
     shutil.copytree(run.folder, hostile)
     assert "<script" not in load_run(hostile)._repr_html_()

@@ -1,11 +1,12 @@
 # make demo: installs what is needed into .venv and searches on real MNIST digits.   make test: everything that must hold.
 # make bench-models: searches of four other networks, and their best beside ONNX Runtime's own quantiser; CIFAR10_DIR=... for all.
+# make docs: the documentation site, into site/.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test bench-models lint install constraints
+.PHONY: demo test docs bench-models lint install constraints
 
 demo: install
 	$(BIN)/autocompress search experiments/mnist_vgg.py
@@ -19,6 +20,10 @@ test: install
 	nice -n 19 $(BIN)/pytest tests/models >$(VENV)/models.log 2>&1 & zoo=$$!; \
 	$(BIN)/pytest --ignore tests/models; rest=$$?; \
 	wait $$zoo; zoo=$$?; cat $(VENV)/models.log; exit $$((rest + zoo))
+
+# The variable keeps a notice about MkDocs 2, which is not used here, out of what is printed.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # A second call goes on where the first was cut short, and prints what is known.
 bench-models: install

@@ -3,36 +3,18 @@
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-BIN = Path(sys.executable).parent
+from tests.documented import README, ROOT, commands, files_named, run
+
 # What takes long, made short.
 CUT = {"search": " --trials 2", "profile": " --policies 4", "baseline": " --rivals random --worker-seconds 5"}
 
 
-def commands() -> list[str]:
-    """The lines of all ```bash blocks, without comments."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-    lines = [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line]
-
-
-def run(command: str, folder: Path) -> str:
-    done = subprocess.run(
-        [str(BIN / shlex.split(command)[0]), *shlex.split(command)[1:]], cwd=folder, capture_output=True, text=True, timeout=280
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    assert "core_worker" not in done.stdout + done.stderr  # Ray keeps its thoughts to the log
-    return done.stdout
-
-
 def test_the_two_commands_are_targets_of_the_makefile() -> None:
-    assert [command for command in commands() if command.startswith("make ")] == ["make demo", "make test"]
+    assert [command for command in commands(README) if command.startswith("make ")] == ["make demo", "make test"]
     printed = subprocess.run(
         ["make", "--no-print-directory", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
@@ -41,7 +23,7 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
 
 @pytest.mark.timeout(900)
 def test_every_command_works(tmp_path: Path) -> None:
-    typed = [command for command in commands() if command.startswith("autocompress ")]
+    typed = [command for command in commands(README) if command.startswith("autocompress ")]
     assert [shlex.split(command)[1] for command in typed] == [
         *("init", "check", "search", "sense", "profile"),
         *("front", "export", "verify", "baseline"),
@@ -75,5 +57,11 @@ def test_every_command_is_in_the_table() -> None:
 def test_pictures_and_files_that_readme_names_are_there() -> None:
     for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
         assert (ROOT / picture).stat().st_size > 5_000
-    for name in re.findall(r"`((?:autocompress|search_spaces|experiments)/[\w./]*)`", README):
+    for page, _, anchor in re.findall(r"\]\((docs/[\w-]+\.\w+)(#([\w-]+))?\)", README):
+        text = (ROOT / page).read_bytes().decode(errors="replace")
+        headings = [
+            re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in re.findall("^#+ (.*)$", text, re.M)
+        ]
+        assert not anchor or anchor in headings, f"{page} has no {anchor}"
+    for name in files_named(README):
         assert (ROOT / name).exists(), name

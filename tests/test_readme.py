@@ -44,7 +44,7 @@ def test_every_command_works(tmp_path: Path) -> None:
     typed = [command for command in commands() if command.startswith("autocompress ")]
     assert [shlex.split(command)[1] for command in typed] == [
         *("init", "check", "search", "sense", "profile"),
-        *("front", "export", "verify", "baseline"),
+        *("status", "front", "export", "verify", "baseline"),
     ]
     printed: dict[str, str] = {}
     for command in typed:

@@ -190,6 +190,7 @@ def _conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str
             limits=experiment.parsed_limits,
             baseline=baseline.metrics,
             datasets={split: nested.count(targets) for split, (_, targets) in data.items()},
+            digests={split: nested.digest(*pair) for split, pair in data.items()},
         )
         with driver.session(job):
             search = _search(run, job, driver, recorded, view)

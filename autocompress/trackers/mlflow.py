@@ -50,7 +50,8 @@ class MlflowTracker:
     """A listener that writes every finished trial to MLflow as a nested run, and at the end the front to their parent.
 
     `uri` None goes on where this run was logged before. `settings` (shown as parameters of the parent run), `baseline`
-    (metrics of the uncompressed model) and `datasets` (split -> number of examples) describe the parent run. A rival of
+    (metrics of the uncompressed model) and `datasets` (split -> number of examples, `digests` -> of their arrays) describe the
+    parent run. A rival of
     another run says so in `baseline_of`, with the name of that run; none of its models becomes the champion.
     """
 
@@ -67,6 +68,7 @@ class MlflowTracker:
         limits: Sequence[Limit],
         baseline: Mapping[str, float],
         datasets: Mapping[str, int],
+        digests: Mapping[str, str] | None = None,
         baseline_of: str | None = None,
     ) -> None:
         before = _read(folder)
@@ -83,6 +85,7 @@ class MlflowTracker:
             limits=tuple(limits),
             baseline=dict(baseline),
             datasets=dict(datasets),
+            digests=dict(digests or {}),
             baseline_of=baseline_of,
         )
         self._queue: SimpleQueue[TrialResult | threading.Event | None] = SimpleQueue()

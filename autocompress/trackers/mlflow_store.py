@@ -192,11 +192,12 @@ def _describe_parent(client: MlflowClient, parent: Run, run: MlflowRun) -> None:
         tags=[RunTag(f"autocompress.{key}", value) for key, value in changed.items()],
     )
     if run.datasets and not (parent.inputs and parent.inputs.dataset_inputs):
-        client.log_inputs(parent.info.run_id, [_dataset(run.experiment_name, *split) for split in run.datasets.items()])
+        client.log_inputs(parent.info.run_id, [_dataset(run, split, examples) for split, examples in run.datasets.items()])
 
 
-def _dataset(experiment: str, split: str, examples: int) -> DatasetInput:
-    digest = hashlib.sha256(f"{experiment} {split} {examples}".encode()).hexdigest()[:8]
+def _dataset(run: MlflowRun, split: str, examples: int) -> DatasetInput:
+    experiment = run.experiment_name
+    digest = run.digests.get(split) or hashlib.sha256(f"{experiment} {split} {examples}".encode()).hexdigest()[:8]
     profile = json.dumps({"num_rows": examples})
     source = json.dumps({"task": experiment})
     dataset = Dataset(f"{experiment} {split}", digest, source_type="code", source=source, profile=profile)

@@ -29,7 +29,7 @@ def export(
 ) -> None:
     """Write a model of the front into a folder, and verify it.
 
-    The folder has the model's file, policy.json, verify.json and a README.txt that shows how to use it.
+    The folder has the model's file, policy.json, verify.json and a README.md, its model card.
     """
     from autocompress.export import export as deliver
     from autocompress.opened import open_run

@@ -71,11 +71,13 @@ def _place(target: Target, name: str | None) -> Target:
 def _by_number(results: Sequence[TrialResult], number: int) -> TrialResult:
     by_number = {result.number: result for result in results}
     if number not in by_number:
-        complete = ", ".join(str(result.number) for result in results if result.status is Status.COMPLETE)
-        raise UnknownNameError(f"no trial {number} in this run; its complete trials are {complete or 'none'}")
+        complete = [result.number for result in results if result.status is Status.COMPLETE]
+        nearest = f"; did you mean {min(complete, key=lambda one: abs(one - number))}?" if complete else ""
+        listed = ", ".join(map(str, complete)) or "none"
+        raise UnknownNameError(f"no trial {number} in this run; its complete trials are {listed}{nearest}")
     result = by_number[number]
     if result.status is not Status.COMPLETE:
-        raise InputError(f"trial {number} has no file to export: it {result.status} ({result.error or 'ended early'})")
+        raise InputError(f"trial {number} has no model: it {result.status} ({result.error or 'ended early'})")
     return result
 
 

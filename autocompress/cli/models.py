@@ -1,4 +1,4 @@
-"""Commands for what a search has found: `export`, `verify`, `sync`."""
+"""Commands for what a search has found: `export`, `verify`."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from autocompress.cli.shared import NothingHoldsError, json_option, new_console, print_json, print_line
-from autocompress.errors import InputError
 
 if TYPE_CHECKING:
     from autocompress.verify import Checked
@@ -70,22 +69,6 @@ def verify(*, folder: Path, run: Path | None, as_json: bool) -> None:
         _insist(checked)
         return
     _show_checked(new_console(), checked)
-
-
-@click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--tracking-uri", help="Another MLflow than the run was logged to.")
-def sync(*, run: Path, tracking_uri: str | None) -> None:
-    """Write to MLflow what it missed of a run."""
-    from autocompress.opened import open_run
-    from autocompress.trackers.mlflow import sync as write_missing
-
-    opened = open_run(run)
-    if opened.is_under_way():
-        raise InputError(f"a search is under way in {run}, which writes to MLflow by itself; sync when it has ended")
-    front = opened.front() if opened.folder.front_json.exists() else None
-    count = write_missing(opened.folder, front, layers=opened.baseline().layers, uri=tracking_uri)
-    click.echo(f"wrote {count} missing {'trial' if count == 1 else 'trials'} to MLflow" if count else "MLflow has every trial")
 
 
 def _show_checked(console: Console, checked: "Sequence[Checked]") -> None:

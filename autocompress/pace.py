@@ -1,7 +1,7 @@
 """How long a search will still take, by what its trials took so far."""
 
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from autocompress.experiment import Budget, Experiment
 from autocompress.refitting import Refit, compute_without_training, seconds_a_step, trained_steps, wanted_steps
@@ -14,40 +14,35 @@ _LATER = 0.75
 # What a refit takes is the mean of so many of the latest, and of what is foretold, which counts as so many.
 _LATEST_REFITS = 8
 _FORETOLD_COUNTS = 4
-# What a refit will take is the mean over so many of the latest complete trials.
+# What a refit will take is the mean over so many of the latest complete trials, by what so many of them took.
 _PARENTS = 30
+_KNOWN = 200
 
 
-@dataclass(frozen=True)
-class _Took:
-    """What a finished trial took: `elapsed` seconds on the clock of the search, `compute` worker-seconds."""
-
-    refit: bool
-    elapsed: float
-    compute: float
-
-
-@dataclass
 class Pace:
     """Hears of the trials of one session, and foretells its end. Times are seconds on one clock, whichever.
 
     `began` is when the time of the budget began to run, `before` what earlier sessions have on record, `spent` the
-    worker-seconds before the first trial of all.
+    worker-seconds before the first trial of all. Takes as long for thousands of trials as for a few.
     """
 
-    experiment: Experiment
-    began: float
-    before: Sequence[TrialResult] = ()
-    spent: float = 0.0
-    _results: list[TrialResult] = field(init=False)
-    _took: list[_Took] = field(init=False, default_factory=list)
-    _running: dict[int, tuple[float, bool]] = field(init=False, default_factory=dict)
-    _first: float | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        self._results = list(self.before)
-        self._used = self.spent + sum(result.compute for result in self._results)
-        self._sampled = sum(result.refit_of is None for result in self._results)
+    def __init__(self, experiment: Experiment, began: float, before: Sequence[TrialResult] = (), spent: float = 0.0) -> None:
+        self.experiment, self.began = experiment, began
+        self._used = spent
+        self._first: float | None = None
+        self._running: dict[int, tuple[float, bool]] = {}
+        # Of what has finished in this session: how many, their seconds on the clock, their worker-seconds.
+        self._ended, self._elapsed, self._compute = 0, 0.0, 0.0
+        self._sampled = self._sampled_here = 0
+        self._sums = [0.0]  # of what samples took, one after another
+        self._complete: deque[TrialResult] = deque(maxlen=_KNOWN)
+        self._refit_numbers: list[int] = []
+        self._refit_times: deque[float] = deque(maxlen=_LATEST_REFITS)
+        self._last_sampled = -1
+        self._foretold: float | None = None
+        for result in before:
+            self._count(result, result.compute)
+        self._foretell()
 
     @property
     def budget(self) -> Budget:
@@ -71,11 +66,26 @@ class Pace:
     def finished(self, result: TrialResult, now: float) -> None:
         since, _ = self._running.pop(result.number, (now - result.compute, False))
         self._first = since if self._first is None else self._first
-        refit = result.refit_of is not None
-        self._took.append(_Took(refit, now - since, result.compute))
-        self._results.append(result)
+        self._ended += 1
+        self._elapsed += now - since
+        self._compute += result.compute
+        if result.refit_of is None:
+            self._sampled_here += 1
+        else:
+            self._refit_times.append(now - since)
+        self._count(result, now - since)
+        self._foretell()
+
+    def _count(self, result: TrialResult, took: float) -> None:
         self._used += result.compute
-        self._sampled += not refit
+        if result.refit_of is not None:
+            self._refit_numbers.append(result.number)
+            return
+        self._sampled += 1
+        self._sums.append(self._sums[-1] + took)
+        self._last_sampled = max(self._last_sampled, result.number)
+        if result.status is Status.COMPLETE:
+            self._complete.append(result)
 
     def share(self, now: float) -> float:
         """How much of the budget is used up, 0..1."""
@@ -109,7 +119,7 @@ class Pace:
 
     def _workers(self, now: float) -> float:
         """How many trials have been under way at once, on average."""
-        busy = sum(one.elapsed for one in self._took) + sum(now - since for since, _ in self._running.values())
+        busy = self._elapsed + sum(now - since for since, _ in self._running.values())
         first = now if self._first is None else self._first
         return busy / (now - first) if now > first else 0.0
 
@@ -132,16 +142,16 @@ class Pace:
         return left if self.experiment.refit is not None else max(0.0, left) + self._last_ones(now, left)
 
     def _by_compute(self, now: float, share: float | None = None) -> float | None:
-        compute, elapsed = sum(one.compute for one in self._took), sum(one.elapsed for one in self._took)
-        if self.budget.worker_seconds is None or not compute or not elapsed:
+        if self.budget.worker_seconds is None or not self._compute or not self._elapsed:
             return None
-        speed = compute / elapsed * self._workers(now)  # worker-seconds a second
-        under_way = sum(now - since for since, _ in self._running.values()) * compute / elapsed
+        busy = self._compute / self._elapsed
+        speed = busy * self._workers(now)  # worker-seconds a second
+        under_way = busy * sum(now - since for since, _ in self._running.values())
         budget = self.budget.worker_seconds * (self._sampling if share is None else share)
         left = (budget - self.used - under_way) / speed
         if self.experiment.refit is None:
             return max(0.0, left) + self._last_ones(now, left)
-        return left if share is None else left + _lag(elapsed / len(self._took), self._workers(now))
+        return left if share is None else left + _lag(self._elapsed / self._ended, self._workers(now))
 
     @property
     def _sampling(self) -> float:
@@ -154,19 +164,17 @@ class Pace:
         if usual is None:
             return 0.0
         if left <= 0:
-            return max((usual - (now - since) for since, _ in self._running.values()), default=0.0)
+            return max(0.0, *(usual - (now - since) for since, _ in self._running.values()), 0.0)
         many = max(1.0, self._workers(now))
         return usual * many / (many + 1)
 
     def _usual(self) -> float | None:
         """What a sampled trial takes; None before the first has finished in this session."""
-        here = [one.elapsed for one in self._took if not one.refit]
-        if not here:
+        if not self._sampled_here:
             return None
-        earlier = [result.compute for result in self.before if result.refit_of is None and result.compute]
-        known = [*earlier, *here]
-        latest = known[-max(_FEWEST, round(_LATER * len(known))) :]
-        return float(sum(latest) / len(latest))
+        many = len(self._sums) - 1
+        latest = min(many, max(_FEWEST, round(_LATER * many)))
+        return (self._sums[-1] - self._sums[many - latest]) / latest
 
     def _under_way(self, now: float, usual: float, *, refit: bool) -> float:
         return sum(min(now - since, usual) for since, kind in self._running.values() if kind == refit)
@@ -176,7 +184,7 @@ class Pace:
 
     def _refits(self, refit: Refit, now: float, *, sampling_over: bool) -> float | None:
         """Seconds that the refits take which follow the sampling; None when nobody can tell: nothing was trained yet."""
-        usual, workers = self._usual_refit(refit), self._workers(now)
+        usual, workers = self._usual_refit(), self._workers(now)
         if usual is None or not workers:
             return None
         missing = refit.models * refit.seeds - (self._refits_done() if sampling_over else 0)
@@ -185,29 +193,27 @@ class Pace:
 
     def _refits_done(self) -> int:
         """How many refits were asked for after the last sampled trial."""
-        last = max((result.number for result in self._results if result.refit_of is None), default=-1)
-        return sum(result.number > last for result in self._results if result.refit_of is not None)
+        return sum(number > self._last_sampled for number in self._refit_numbers)
 
-    def _usual_refit(self, refit: Refit) -> float | None:
-        """What a refit takes: what those of this session took, or what training takes by the steps it will have."""
-        here = [one.elapsed for one in self._took if one.refit][-_LATEST_REFITS:]
-        foretold = self._foretold_refit(refit)
-        if foretold is None:
-            return sum(here) / len(here) if here else None
-        return (sum(here) + _FORETOLD_COUNTS * foretold) / (len(here) + _FORETOLD_COUNTS)
+    def _usual_refit(self) -> float | None:
+        """What a refit takes: what those of this session took, and what training takes by the steps it will have."""
+        here, many = sum(self._refit_times), len(self._refit_times)
+        if self._foretold is None or not self._compute:
+            return here / many if many else None
+        foretold = self._elapsed / self._compute * self._foretold
+        return (here + _FORETOLD_COUNTS * foretold) / (many + _FORETOLD_COUNTS)
 
-    def _foretold_refit(self, refit: Refit) -> float | None:
-        complete = [result for result in self._results if result.status is Status.COMPLETE and result.refit_of is None]
-        compute, elapsed = sum(one.compute for one in self._took), sum(one.elapsed for one in self._took)
-        if not compute or not any(result.policy.finetune.steps for result in complete):
-            return None
-        took = [self._foretold(refit, parent, complete) for parent in complete[-_PARENTS:]]
-        return elapsed / compute * sum(took) / len(took)
+    def _foretell(self) -> None:
+        """The worker-seconds of a refit, as the search would ask for it."""
+        refit, known = self.experiment.refit, list(self._complete)
+        if refit is not None and any(result.policy.finetune.steps for result in known):
+            took = [self._refit_compute(refit, parent, known) for parent in known[-_PARENTS:]]
+            self._foretold = sum(took) / len(took)
 
-    def _foretold(self, refit: Refit, parent: TrialResult, results: Sequence[TrialResult]) -> float:
-        trained = trained_steps(parent.policy, results, usual=0)
-        steps = wanted_steps(refit, parent, trained, results, self._worker_seconds())
-        return compute_without_training(parent) + steps * seconds_a_step(parent, results)
+    def _refit_compute(self, refit: Refit, parent: TrialResult, known: Sequence[TrialResult]) -> float:
+        trained = trained_steps(parent.policy, known, usual=0)
+        steps = wanted_steps(refit, parent, trained, known, self._worker_seconds())
+        return compute_without_training(parent) + steps * seconds_a_step(parent, known)
 
     def _worker_seconds(self) -> float | None:
         """All that the budget gives to workers, as far as it bounds their time."""

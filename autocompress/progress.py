@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from autocompress import words
 from autocompress.experiment import Experiment
-from autocompress.front import FrontSoFar, ParetoFront
+from autocompress.front import FrontSoFar, ParetoFront, Pick
 from autocompress.listeners import Silent, View
 from autocompress.pace import Pace
 from autocompress.result import Rung, Status, TrialResult
@@ -198,7 +198,7 @@ class PlainView:
 
 
 class LiveView:
-    """A bar, the trials under way with their latest rung, and the best so far; news scroll by above."""
+    """A bar, the trials under way with their latest rung, and the front so far in short; news scroll by above."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -296,9 +296,27 @@ class LiveView:
             rows.append(Text(f"  {self._stopped}", style="dim", no_wrap=True, overflow="ellipsis"))
         if self._best:
             rows.append(Text(self._best, style="green"))
+            rows.append(_ends_of(tally.front(), tally.baseline))
         if self._news:
             rows.append(Text(f"{self._news} ...", style="dim"))
         return Group(*rows)
+
+
+def _ends_of(front: ParetoFront, baseline: dict[str, float]) -> Table:
+    """The members of the front that can be picked by name, in its order; empty for a front of one."""
+    named: dict[int, list[str]] = {}
+    for how in get_args(Pick):
+        if (member := front.pick(how)) is not None:
+            named.setdefault(member.number, []).append(how)
+    grid = Table.grid(padding=(0, 2))
+    sides: tuple[Literal["left", "right"], ...] = ("left", "right", "right", "right", "left")
+    for justify in sides:
+        grid.add_column(justify=justify)
+    for member in front.members if len(front.members) > 1 else ():
+        if member.number in named:
+            *ratios, score = words.gains(member.metrics, baseline).split(", ")
+            grid.add_row(f"  trial {member.number}", *ratios, score, ", ".join(named[member.number]), style="dim")
+    return grid
 
 
 def baseline_in_words(baseline: dict[str, float]) -> str:

@@ -73,14 +73,14 @@ class SessionFile:
         self._write(ended=reason)
 
     def _write(self, *, now: bool = True, **changes: Any) -> None:
+        if not now and time.monotonic() - self._written < _PAUSE:
+            return
         clock, running = time.time(), tuple(self._running.values())
         changes |= {"written": clock, "running": running, "ends": None}
         if (pace := self._pace) is not None:
             left = None if changes.get("ended", self._session.ended) else pace.seconds_left(time.monotonic())
             changes |= {"sampled": pace.sampled, "used": pace.used, "ends": None if left is None else clock + left}
         self._session = self._session.model_copy(update=changes)
-        if not now and time.monotonic() - self._written < _PAUSE:
-            return
         self._written = time.monotonic()
         try:
             write_whole(self._file, self._session.to_json())

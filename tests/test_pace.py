@@ -121,20 +121,19 @@ def off(moments: list[Moment]) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize(
-    ("budget", "changes"),
+    ("workers", "budget", "changes"),
     [
-        ({"trials": 240}, {}),
-        ({"trials": 240}, {"halving": Halving()}),
-        ({"trials": 240}, {"halving": Halving(), "refit": Refit()}),
-        ({"trials": 100}, {"refit": Refit(models=3, steps=300, seeds=2)}),
-        ({"trials": None, "minutes": 20}, {"halving": Halving()}),
-        ({"trials": None, "minutes": 30}, {"halving": Halving(), "refit": Refit()}),
-        ({"trials": None, "worker_seconds": 1500}, {"halving": Halving()}),
-        ({"trials": None, "worker_seconds": 3000}, {"halving": Halving(), "refit": Refit()}),
-        ({"trials": 100, "minutes": 60}, {"refit": Refit()}),
-        ({"trials": 500, "minutes": 10}, {}),
+        (4, {"trials": 240}, {}),
+        (1, {"trials": 240}, {"halving": Halving()}),
+        (4, {"trials": 240}, {"halving": Halving(), "refit": Refit()}),
+        (1, {"trials": 100}, {"refit": Refit(models=3, steps=300, seeds=2)}),
+        (1, {"trials": None, "minutes": 20}, {"halving": Halving()}),
+        (1, {"trials": None, "minutes": 30}, {"halving": Halving(), "refit": Refit()}),
+        (4, {"trials": None, "worker_seconds": 1500}, {"halving": Halving()}),
+        (4, {"trials": None, "worker_seconds": 3000}, {"halving": Halving(), "refit": Refit()}),
+        (4, {"trials": 100, "minutes": 60}, {"refit": Refit()}),
+        (4, {"trials": 500, "minutes": 10}, {}),
     ],
 )
 def test_after_the_first_quarter_the_time_left_is_right_within_a_fifth(

@@ -14,7 +14,7 @@ from autocompress.result import Rung, Status, TrialResult
 from autocompress.search import Asked
 from autocompress.testing import ToyTask
 from search_spaces import uniform
-from tests.made import BASELINE, made_failure, made_result, made_stop
+from tests.made import BASELINE, made_failure, made_result, made_results, made_stop
 from tests.made_evidence import made_halted, made_refits
 
 
@@ -133,3 +133,21 @@ def test_the_live_view_shows_what_is_measured_and_what_runs() -> None:
     assert "trial 0: stopped at step 50: 10.0x smaller" in drawn(view)
     view.begin(experiment_of(trials=3), BASELINE, [])
     assert "stopped at" not in drawn(view), "another search"
+
+
+def test_the_live_view_has_a_small_front_that_grows() -> None:
+    view = LiveView(Console(file=io.StringIO(), width=120))
+    view.begin(experiment_of(trials=9), BASELINE, [])
+    first, second, third = (result for result in made_results() if result.number in (0, 1, 4))
+    for result in (first, second):
+        view.started(asked(result.number))
+        view.finished(result)
+    assert "best so far: trial 1, 17.5x smaller, 3.64x faster, accuracy 0.9750; 2 on the front" in drawn(view)
+    view.started(asked(4))
+    view.finished(third)
+    rows = [" ".join(line.split()) for line in drawn(view).splitlines()]
+    assert rows[-3:] == [
+        "trial 4 46.7x smaller 5.33x faster accuracy 0.9400 smallest, fastest",
+        "trial 1 17.5x smaller 3.64x faster accuracy 0.9750 knee",
+        "trial 0 7.0x smaller 2.67x faster accuracy 0.9810 best",
+    ]

@@ -141,6 +141,15 @@ def test_a_search_that_nobody_is_at_work_on_was_interrupted(folder: RunFolder, c
     assert "running" not in out
 
 
+def test_a_rival_under_way_is_told(folder: RunFolder, capsys: Capture) -> None:
+    rival = made_folder(folder.baselines / "uniform", made_results())
+    assert call("status", folder.path) == 0
+    assert "is searching:" not in capsys.readouterr().out
+    with at_work_on(rival):
+        assert call("status", folder.path) == 0
+    assert f"is searching: autocompress status {rival.path}" in capsys.readouterr().out
+
+
 def test_status_for_machines_is_one_document_and_loads_no_torch(folder: RunFolder) -> None:
     code = (
         "import sys\nfrom autocompress.cli import main\n"

@@ -43,7 +43,8 @@ def standing_of(folder: "RunFolder", now: float) -> dict[str, Any]:
     """What is on record of a run, and what its latest session says of itself; plain JSON. Raises `RunFolderError`.
 
     `state` is "preparing", "searching", "finishing" (what was found is being measured and written down), "finished", or
-    "interrupted", when the process has gone before it could finish. What is not known is None.
+    "interrupted", when the process has gone before it could finish. `rival` is the folder of a rival that is being searched
+    with. What is not known is None.
     """
     from autocompress.front import ParetoFront
     from autocompress.result import Status
@@ -63,8 +64,13 @@ def standing_of(folder: "RunFolder", now: float) -> dict[str, Any]:
         "trials": counts_of(results),
         "last_failure": None if last is None else {"number": last.number, "error": last.error},
         **_session(session, now, alive=alive),
+        "rival": next((str(rival.path) for rival in _rivals(folder) if rival.is_under_way()), None),
         "front": None if front is None else front_summary(front, results),
     }
+
+
+def _rivals(folder: "RunFolder") -> "list[RunFolder]":
+    return [type(folder)(path) for path in sorted(folder.baselines.iterdir())] if folder.baselines.is_dir() else []
 
 
 def _state(session: "Session | None", *, alive: bool, found: bool) -> str:
@@ -120,6 +126,8 @@ def _lines(standing: dict[str, Any], run: str) -> Iterator[str]:
         yield f"{'running':<14}trial {one['number']}: {what} ({one['seconds']:.0f} s)"
     if len(standing["running"]) > _RUNNING_SHOWN:
         yield f"{'':<14}and {len(standing['running']) - _RUNNING_SHOWN} more"
+    if (rival := standing["rival"]) is not None:
+        yield f"{'rival':<14}is searching: autocompress status {quoted(Path(rival))}"
     if (failure := standing["last_failure"]) is not None:
         yield f"{'last failure':<14}trial {failure['number']}: {failure['error']}"
 

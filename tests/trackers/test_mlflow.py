@@ -129,7 +129,9 @@ def everything(client: MlflowClient, name: str = EXPERIMENT) -> dict[str, Any]:
             "status": run.info.status,
             "params": run.data.params,
             "tags": {
-                key: value for key, value in run.data.tags.items() if key not in ("autocompress.run", "mlflow.parentRunId")
+                key: value.replace(run.info.run_id, "its id")
+                for key, value in run.data.tags.items()
+                if key not in ("autocompress.run", "mlflow.parentRunId")
             },
             "metrics": run.data.metrics,
             "histories": {

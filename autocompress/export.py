@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -11,10 +10,10 @@ from autocompress.errors import InputError, RunFolderError, UnknownNameError, un
 from autocompress.experiment import Experiment
 from autocompress.front import USUAL_DROP, ParetoFront, Pick
 from autocompress.measure import Here, download_bytes, test_score
+from autocompress.model_card import model_card
 from autocompress.opened import Run
 from autocompress.result import Status, TrialResult
-from autocompress.runtimes import Runtime, file_name, runtime_of
-from autocompress.runtimes.slot import INPUT, Slot
+from autocompress.runtimes import file_name, runtime_of
 from autocompress.target import Target
 from autocompress.verify import CLAIMS, POLICY, README, Claims
 
@@ -22,7 +21,7 @@ _PICKS: tuple[Pick, ...] = get_args(Pick)
 
 
 def export(run: Run, pick: str, into: Path, *, max_drop: float | None, target: str | None = None) -> TrialResult:
-    """Writes the picked trial's file, policy, claims and usage text into the folder `into`, and returns the trial.
+    """Writes the picked trial's file, policy, claims and card into the folder `into`, and returns the trial.
 
     `pick` is "knee", "smallest", "fastest" or "best" of the front, or the number of any complete trial. `max_drop`
     leaves out members whose accuracy is more than that below the uncompressed model's; None means `USUAL_DROP`, or no
@@ -36,10 +35,10 @@ def export(run: Run, pick: str, into: Path, *, max_drop: float | None, target: s
     _make(into)
     claims = _claims(run, front, result, model, experiment, place)
     runtime = runtime_of(place)
-    usage = _usage(claims, result, runtime, runtime.load(model, place).inputs)
+    card = model_card(run, front, result, claims, runtime.load(model, place).inputs)
     (into / runtime.file).write_bytes(model)
     (into / POLICY).write_text(result.policy.to_json(indent=1))
-    (into / README).write_text(usage)
+    (into / README).write_text(card)
     # Last: with its claims in place the folder counts as an exported model.
     (into / CLAIMS).write_text(claims.to_json(indent=1))
     return result
@@ -72,11 +71,13 @@ def _place(target: Target, name: str | None) -> Target:
 def _by_number(results: Sequence[TrialResult], number: int) -> TrialResult:
     by_number = {result.number: result for result in results}
     if number not in by_number:
-        complete = ", ".join(str(result.number) for result in results if result.status is Status.COMPLETE)
-        raise UnknownNameError(f"no trial {number} in this run; its complete trials are {complete or 'none'}")
+        complete = [result.number for result in results if result.status is Status.COMPLETE]
+        nearest = f"; did you mean {min(complete, key=lambda one: abs(one - number))}?" if complete else ""
+        listed = ", ".join(map(str, complete)) or "none"
+        raise UnknownNameError(f"no trial {number} in this run; its complete trials are {listed}{nearest}")
     result = by_number[number]
     if result.status is not Status.COMPLETE:
-        raise InputError(f"trial {number} has no file to export: it {result.status} ({result.error or 'ended early'})")
+        raise InputError(f"trial {number} has no model: it {result.status} ({result.error or 'ended early'})")
     return result
 
 
@@ -140,32 +141,3 @@ def _claims(run: Run, front: ParetoFront, result: TrialResult, model: bytes, exp
         target=place,
         environment=result.environment,
     )
-
-
-def _usage(claims: Claims, result: TrialResult, runtime: Runtime, slots: Sequence[Slot]) -> str:
-    smaller, score = claims.baseline_size_bytes / claims.size_bytes, claims.accuracy
-    return f"""\
-A compressed model, found by autocompress (trial {claims.trial}).
-
-    policy     {result.summary}
-    size       {claims.size_bytes:,} bytes, {smaller:.1f}x smaller than uncompressed
-    latency    {claims.latency_ms:.3g} ms for {claims.target.batch_size} example(s), {1 / claims.latency_ratio:.2f}x faster
-    accuracy   {score.accuracy:.4f} on {score.examples:,} test examples (95 % interval {score.low:.4f} to {score.high:.4f})
-
-{_code(runtime, slots)}
-{POLICY} says what was done to the network, {CLAIMS} what was measured and where.
-Measure it again by `autocompress verify` on this folder.
-"""
-
-
-def _code(runtime: Runtime, slots: Sequence[Slot]) -> str:
-    """How to run the file without autocompress; empty where that is not known."""
-    if runtime.package is None:
-        return ""
-    rows = "".join(f"    {slot.name!r}: np.zeros({(1, *slot.shape)}, np.{slot.dtype}),\n" for slot in slots)
-    inputs = f"{{  # a batch of your examples\n{rows}}}"
-    in_order = all(slot.name.split(".")[0] == INPUT for slot in slots)
-    tensors = "torch.tensor(part) for" if in_order else "name: torch.tensor(part) for name,"
-    call = f"*({tensors} part in inputs.values())" if in_order else f"**{{{tensors} part in inputs.items()}}"
-    code = runtime.usage.replace("{file}", runtime.file).replace("{inputs}", inputs).replace("{call}", call)
-    return f"It needs {runtime.package} and numpy, nothing else:\n\n{textwrap.indent(code, '    ')}"

@@ -1,5 +1,6 @@
 """The run folder: where everything a search leaves behind lies, and under which name."""
 
+import fcntl
 import tempfile
 from pathlib import Path
 
@@ -21,6 +22,7 @@ class RunFolder:
     front.json/.csv/.html/.md/.png  the Pareto front
     importance.json             which knob of the space mattered, for each objective
     baselines/uniform/          what a rival found with the same budget: a folder like this one
+    session.json                where the search stands
     mlflow.json                 which MLflow run holds what
     autocompress.log            what Ray, Optuna and we had to say
     """
@@ -73,6 +75,10 @@ class RunFolder:
         return self.path / "mlflow.json"
 
     @property
+    def session(self) -> Path:
+        return self.path / "session.json"
+
+    @property
     def log(self) -> Path:
         return self.path / "autocompress.log"
 
@@ -100,6 +106,17 @@ class RunFolder:
             raise RunFolderError(f"no run folder {self.path}; `autocompress search FILE` makes one")
         if not self.run_json.exists():
             raise RunFolderError(f"{self.path} is no run folder: it has no run.json")
+
+    def is_under_way(self) -> bool:
+        """True while a process searches in this folder."""
+        if not self.log.exists():
+            return False
+        with self.log.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     def results(self) -> list[TrialResult]:
         """The record, oldest first. A last line cut short by a crash is left out; any other damage raises `RunFolderError`."""

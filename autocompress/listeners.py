@@ -63,6 +63,43 @@ class Silent:
         """Nothing."""
 
 
+class Views:
+    """Tells several views."""
+
+    def __init__(self, *views: View) -> None:
+        self._views = views
+
+    def say(self, text: str) -> None:
+        for view in self._views:
+            view.say(text)
+
+    def warn(self, text: str) -> None:
+        for view in self._views:
+            view.warn(text)
+
+    def measuring(self, what: str, done: int, total: int) -> None:
+        for view in self._views:
+            view.measuring(what, done, total)
+
+    def begin(
+        self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult], *, spent: float = 0.0
+    ) -> None:
+        for view in self._views:
+            view.begin(experiment, baseline, recorded, spent=spent)
+
+    def started(self, asked: Asked) -> None:
+        for view in self._views:
+            view.started(asked)
+
+    def rung(self, number: int, rung: Rung) -> None:
+        for view in self._views:
+            view.rung(number, rung)
+
+    def finished(self, result: TrialResult) -> None:
+        for view in self._views:
+            view.finished(result)
+
+
 class Listeners:
     """Tells many listeners. Only the first, the record, may stop the search: what the others raise goes to the log."""
 

@@ -163,7 +163,7 @@ class Model:
         )
 
     def export(self, into: str | Path, *, target: str | None = None) -> Path:
-        """What `autocompress export` writes: the file, its policy, its claims, how to use it. Returns the folder."""
+        """What `autocompress export` writes: the file, its policy, its claims, its card. Returns the folder."""
         deliver(self._run, str(self.number), Path(into), max_drop=None, target=target)
         return Path(into)
 

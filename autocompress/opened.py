@@ -1,6 +1,5 @@
 """A run: what it was asked for, and its folder opened again."""
 
-import fcntl
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -104,14 +103,7 @@ class Run:
 
     def is_under_way(self) -> bool:
         """True while a process searches in this folder."""
-        if not self.folder.log.exists():
-            return False
-        with self.folder.log.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+        return self.folder.is_under_way()
 
 
 def open_run(folder: str | Path) -> Run:

@@ -2,10 +2,10 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from typing import Any, Literal, get_args
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -13,11 +13,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from autocompress.experiment import Budget, Experiment
-from autocompress.front import FrontSoFar, ParetoFront
+from autocompress import words
+from autocompress.experiment import Experiment
+from autocompress.front import FrontSoFar, ParetoFront, Pick
 from autocompress.listeners import Silent, View
+from autocompress.pace import Pace
 from autocompress.result import Rung, Status, TrialResult
 from autocompress.search import Asked
+from autocompress.summary import trial_summary
+
+Heard = Callable[[dict[str, Any]], None]
 
 _RUNNING_SHOWN = 8
 _REFRESH_PER_SECOND = 4
@@ -25,9 +30,14 @@ _REFITTING = "training the best models further"
 
 
 @contextmanager
-def open_view(console: Console, *, quiet: bool) -> Iterator[View]:
-    """The view that suits `console`: warnings only when `quiet`, live on a terminal, plain lines elsewhere."""
-    if quiet:
+def open_view(console: Console, *, quiet: bool, heard: Heard | None = None) -> Iterator[View]:
+    """The view that suits `console`: warnings only when `quiet`, live on a terminal, plain lines elsewhere.
+
+    With `heard` the view tells it of each finished trial (as `trial_summary` does) and shows nothing.
+    """
+    if heard is not None:
+        yield MachineView(heard)
+    elif quiet:
         yield QuietView()
     elif console.is_terminal:
         live = LiveView(console)
@@ -37,98 +47,56 @@ def open_view(console: Console, *, quiet: bool) -> Iterator[View]:
         yield PlainView(console)
 
 
-@dataclass
 class Tally:
-    """How far a search is: what has finished in this session and `before`; when it began, and when its first trial did.
+    """How far a search is: what has finished in this session and `before` (so many of `results`), its front, and its pace.
 
     `spent` is how many worker-seconds were used up before the first trial of all, on sensitivities and costs.
     """
 
-    experiment: Experiment
-    baseline: dict[str, float]
-    results: list[TrialResult]
-    before: int
-    spent: float = 0.0
-    began: float = field(default_factory=time.monotonic)
-    first_trial: float | None = None
-    refitting: bool = False
-
-    def __post_init__(self) -> None:
-        objectives, limits = self.experiment.parsed_objectives, self.experiment.parsed_limits
-        self._front = FrontSoFar(objectives, limits, self.baseline, self.results)
-        self._ends = Counter(result.status for result in self.results)
-        self._sampled = sum(result.refit_of is None for result in self.results)
-        self._used = {True: 0.0, False: 0.0}  # worker-seconds, by whether it was in this session
-        for place, result in enumerate(self.results):
-            self._used[place >= self.before] += result.compute
+    def __init__(
+        self,
+        experiment: Experiment,
+        baseline: dict[str, float],
+        results: Sequence[TrialResult],
+        *,
+        spent: float = 0.0,
+    ) -> None:
+        self.experiment, self.baseline = experiment, baseline
+        self.pace = Pace(experiment, time.monotonic(), tuple(results), spent)
+        self._front = FrontSoFar(experiment.parsed_objectives, experiment.parsed_limits, baseline, results)
+        self._ends = Counter(result.status for result in results)
+        self._count = len(results)
+        self._refitting = False
 
     def finished(self, result: TrialResult) -> None:
         """A trial is over."""
-        self.results.append(result)
+        self.pace.finished(result, time.monotonic())
         self._front.add(result)
         self._ends[result.status] += 1
-        self._sampled += result.refit_of is None
-        self._used[True] += result.compute
+        self._count += 1
 
     def started(self, asked: Asked) -> bool:
-        """A trial begins; True when it is the first refit. The pace is counted from the first: before it, workers started."""
-        if self.first_trial is None:
-            self.first_trial = time.monotonic()
-        first_refit = asked.refit_of is not None and not self.refitting
-        self.refitting = self.refitting or first_refit
+        """A trial begins; True when it is the first refit."""
+        self.pace.started(asked.number, time.monotonic(), refit=asked.refit_of is not None)
+        first_refit = asked.refit_of is not None and not self._refitting
+        self._refitting = self._refitting or first_refit
         return first_refit
-
-    @property
-    def budget(self) -> Budget:
-        return self.experiment.budget
-
-    @property
-    def sampled(self) -> int:
-        """The trials that count as such: a refit does not."""
-        return self._sampled
-
-    @property
-    def used(self) -> float:
-        """Worker-seconds up to now, without the trials under way."""
-        return self.spent + sum(self._used.values())
 
     def front(self) -> ParetoFront:
         return self._front.front
 
     def seconds_left(self) -> float | None:
-        """Until the budget is used up, by whichever part of it is first, at the pace so far; None when nobody can tell."""
-        ends = []
-        now = time.monotonic()
-        here = len(self.results) - self.before
-        pace = (now - self.first_trial) if self.first_trial is not None and here else None
-        if self.budget.minutes is not None:
-            ends.append(self.budget.minutes * 60 - (now - self.began))
-        if self.budget.worker_seconds is not None and pace is not None and (used := self._used[True]):
-            ends.append((self.budget.worker_seconds - self.used) * pace / used)
-        # Where refits follow, the end of the sampling is not the end.
-        if self.budget.trials is not None and pace is not None and self.experiment.refit is None:
-            ends.append((self.budget.trials - self.sampled) * pace / here)
-        return max(0.0, min(ends)) if ends else None
+        """See `Pace`."""
+        return self.pace.seconds_left(time.monotonic())
 
     def share(self) -> float:
         """How much of the budget is used up, 0..1."""
-        shares = [0.0]
-        if self.budget.trials is not None:
-            shares.append(self.sampled / self.budget.trials)
-        if self.budget.minutes is not None:
-            shares.append((time.monotonic() - self.began) / (self.budget.minutes * 60))
-        if self.budget.worker_seconds is not None:
-            shares.append(self.used / self.budget.worker_seconds)
-        return min(1.0, max(shares))
+        return self.pace.share(time.monotonic())
 
     def done_of(self) -> str:
         """``12/40``, or ``12`` when the trials are not counted; refits apart, and worker-seconds where they are."""
-        parts = [f"{self.sampled}/{self.budget.trials}" if self.budget.trials is not None else str(self.sampled)]
-        if refits := len(self.results) - self.sampled:
-            parts.append(f"{refits} trained further")
-        if self.budget.worker_seconds is not None:
-            parts.append(f"{self.used:,.0f}/{self.budget.worker_seconds:,.0f} worker-seconds")
-        return ", ".join(parts)
+        budget, sampled = self.experiment.budget, self.pace.sampled
+        return words.done(sampled, budget.trials, self._count - sampled, self.pace.used, budget.worker_seconds)
 
     def count(self, status: Status) -> int:
         return self._ends[status]
@@ -144,11 +112,8 @@ class _Running:
     began: float = field(default_factory=time.monotonic)
 
     def in_words(self, baseline: dict[str, float]) -> str:
-        start = "compressing" if self.refit_of is None else f"training trial {self.refit_of} further"
-        if self.rung is None:
-            return start
-        parts = [*_ratios(self.sizes, baseline), f"accuracy {self.rung.accuracy:.4f} after {self.rung.step} steps"]
-        return ", ".join(parts if self.refit_of is None else [start, *parts])
+        step, accuracy = (None, 0.0) if self.rung is None else (self.rung.step, self.rung.accuracy)
+        return words.under_way(self.refit_of, step, accuracy, self.sizes, baseline)
 
 
 class QuietView(Silent):
@@ -156,6 +121,33 @@ class QuietView(Silent):
 
     def warn(self, text: str) -> None:
         _line(Console(stderr=True), text)
+
+
+class MachineView(QuietView):
+    """Tells a program of each finished trial: `trial_summary`, how far the search is, and how long it will take."""
+
+    def __init__(self, heard: Heard) -> None:
+        self._heard = heard
+        self._tally: Tally | None = None
+
+    def begin(
+        self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult], *, spent: float = 0.0
+    ) -> None:
+        self._tally = Tally(experiment, baseline, recorded, spent=spent)
+
+    def started(self, asked: Asked) -> None:
+        assert self._tally is not None
+        self._tally.started(asked)
+
+    def finished(self, result: TrialResult) -> None:
+        tally = self._tally
+        assert tally is not None
+        tally.finished(result)
+        left = tally.seconds_left()
+        far: dict[str, Any] = {"share": tally.share(), "seconds_left": left, "on_front": len(tally.front().members)}
+        if (rival := tally.experiment.settings.get("rival")) is not None:
+            far["rival"] = rival
+        self._heard({"event": "trial", **trial_summary(result, tally.baseline), **far})
 
 
 class PlainView:
@@ -182,7 +174,7 @@ class PlainView:
     def begin(
         self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult], *, spent: float = 0.0
     ) -> None:
-        self._tally = Tally(experiment, baseline, list(recorded), len(recorded), spent)
+        self._tally = Tally(experiment, baseline, recorded, spent=spent)
         self.say(baseline_in_words(baseline))
         if recorded:
             self.say(f"{len(recorded)} trials are on record; going on from there")
@@ -201,12 +193,12 @@ class PlainView:
         tally.finished(result)
         parts = [tally.done_of(), *_early_ends(tally)]
         if (seconds := tally.seconds_left()) is not None:
-            parts.append(f"{_clock(seconds)} left")
+            parts.append(f"{words.clock(seconds)} left")
         self.say(f"[{', '.join(parts)}] trial {result.number}: {result_in_words(result, tally.baseline)}")
 
 
 class LiveView:
-    """A bar, the trials under way with their latest rung, and the best so far; news scroll by above."""
+    """A bar, the trials under way with their latest rung, and the front so far in short; news scroll by above."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -238,7 +230,7 @@ class LiveView:
         self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult], *, spent: float = 0.0
     ) -> None:
         self._news, self._measuring, self._best, self._stopped = "", None, "", ""
-        self._tally = Tally(experiment, baseline, list(recorded), len(recorded), spent)
+        self._tally = Tally(experiment, baseline, recorded, spent=spent)
         _line(self._console, baseline_in_words(baseline))
         if recorded:
             _line(self._console, f"{len(recorded)} trials are on record; going on from there")
@@ -272,7 +264,7 @@ class LiveView:
         pick = front.recommended()
         if pick is not None:
             members = len(front.members)
-            return f"best so far: trial {pick.number}, {_gains(pick, tally.baseline)}; {members} on the front"
+            return f"best so far: trial {pick.number}, {words.gains(pick.metrics, tally.baseline)}; {members} on the front"
         return "no trial within the limits yet" if front.nearest else ""
 
     def _render(self) -> RenderableType:
@@ -293,7 +285,7 @@ class LiveView:
             f"{len(self._running)} running",
             *([f"{stopped} stopped"] if stopped else []),
             Text(f"{failed} failed", style="red" if failed else ""),
-            "" if left is None else f"{_clock(left)} left",
+            "" if left is None else f"{words.clock(left)} left",
         )
         rows: list[RenderableType] = [head]
         now = time.monotonic()
@@ -304,9 +296,27 @@ class LiveView:
             rows.append(Text(f"  {self._stopped}", style="dim", no_wrap=True, overflow="ellipsis"))
         if self._best:
             rows.append(Text(self._best, style="green"))
+            rows.append(_ends_of(tally.front(), tally.baseline))
         if self._news:
             rows.append(Text(f"{self._news} ...", style="dim"))
         return Group(*rows)
+
+
+def _ends_of(front: ParetoFront, baseline: dict[str, float]) -> Table:
+    """The members of the front that can be picked by name, in its order; empty for a front of one."""
+    named: dict[int, list[str]] = {}
+    for how in get_args(Pick):
+        if (member := front.pick(how)) is not None:
+            named.setdefault(member.number, []).append(how)
+    grid = Table.grid(padding=(0, 2))
+    sides: tuple[Literal["left", "right"], ...] = ("left", "right", "right", "right", "left")
+    for justify in sides:
+        grid.add_column(justify=justify)
+    for member in front.members if len(front.members) > 1 else ():
+        if member.number in named:
+            *ratios, score = words.gains(member.metrics, baseline).split(", ")
+            grid.add_row(f"  trial {member.number}", *ratios, score, ", ".join(named[member.number]), style="dim")
+    return grid
 
 
 def baseline_in_words(baseline: dict[str, float]) -> str:
@@ -319,14 +329,10 @@ def result_in_words(result: TrialResult, baseline: dict[str, float]) -> str:
     """What came of a trial, in one line."""
     if result.status is Status.COMPLETE:
         further = "" if result.refit_of is None else f"trial {result.refit_of} trained further: "
-        return f"{further}{_gains(result, baseline)} ({result.summary})"
+        return f"{further}{words.gains(result.metrics, baseline)} ({result.summary})"
     if result.status is Status.STOPPED:
         return f"stopped{_last_rung(result, baseline)} ({result.summary})"
     return f"failed: {result.error}"
-
-
-def _gains(result: TrialResult, baseline: dict[str, float]) -> str:
-    return ", ".join([*_ratios(result.metrics, baseline), f"accuracy {result.metrics['accuracy']:.4f}"])
 
 
 def _last_rung(result: TrialResult, baseline: dict[str, float]) -> str:
@@ -335,17 +341,7 @@ def _last_rung(result: TrialResult, baseline: dict[str, float]) -> str:
         return ""
     last = result.rungs[-1]
     sizes = {name: value for rung in result.rungs for name, value in rung.metrics.items()}
-    return f" at step {last.step}: {', '.join([*_ratios(sizes, baseline), f'accuracy {last.accuracy:.4f}'])}"
-
-
-def _ratios(metrics: dict[str, float], baseline: dict[str, float]) -> list[str]:
-    """How much smaller and faster, as far as it is known."""
-    ratios = []
-    if "size_bytes" in metrics:
-        ratios.append(f"{baseline['size_bytes'] / metrics['size_bytes']:.1f}x smaller")
-    if "latency_ms" in metrics:
-        ratios.append(f"{baseline['latency_ms'] / metrics['latency_ms']:.2f}x faster")
-    return ratios
+    return f" at step {last.step}: {', '.join([*words.ratios(sizes, baseline), f'accuracy {last.accuracy:.4f}'])}"
 
 
 def _early_ends(tally: Tally) -> list[str]:
@@ -357,7 +353,3 @@ def _early_ends(tally: Tally) -> list[str]:
 def _line(console: Console, text: str) -> None:
     # Neither wrapped nor coloured: a line of a log is a line.
     console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))

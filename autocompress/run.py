@@ -24,13 +24,14 @@ from autocompress.experiment import Experiment, load_experiment
 from autocompress.folder import RunFolder, write_whole
 from autocompress.front import ParetoFront
 from autocompress.importance import write_importance
-from autocompress.listeners import FrontFile, Listeners, Silent, View
+from autocompress.listeners import FrontFile, Listeners, Silent, View, Views
 from autocompress.measure import size_bytes, test_score
 from autocompress.mending import mend, with_study_mended
 from autocompress.opened import Options, Run, RunNote, open_run
 from autocompress.report import write_report
 from autocompress.result import Status, TrialResult
 from autocompress.search import Search
+from autocompress.session_file import SessionFile
 from autocompress.trackers.jsonl import JsonlRecord
 from autocompress.trackers.mlflow import MlflowTracker, silence
 from autocompress.trackers.mlflow_run import public_uri
@@ -167,6 +168,8 @@ def _conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str
     folder = run.folder
     with _disk_told(folder), _logging_to(folder.log):
         write_whole(folder.run_json, run.note.to_json(indent=1))
+        session = SessionFile(folder)
+        view = Views(session, view)
         mend(folder, view.warn)
         recorded = folder.results()
         if not (folder.baseline / "baseline.json").exists():
@@ -187,6 +190,7 @@ def _conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str
             limits=experiment.parsed_limits,
             baseline=baseline.metrics,
             datasets={split: nested.count(targets) for split, (_, targets) in data.items()},
+            digests={split: nested.digest(*pair) for split, pair in data.items()},
         )
         with driver.session(job):
             search = _search(run, job, driver, recorded, view)
@@ -197,6 +201,7 @@ def _conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str
             except Exception:
                 tracker.close(None)
                 raise
+        session.ended(search.reason or "it was ended")
         if search.reason == TERMINATED:
             live.write()
             tracker.close(None)
@@ -207,6 +212,7 @@ def _conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str
             raise KeyboardInterrupt
         (view.warn if search.hopeless else view.say)(f"the search has ended: {search.reason}")
         front = _finish(run, job, driver, live, tracker, view)
+        session.say("finished")
         return Ended(front, interrupted=search.reason == INTERRUPTED)
 
 
@@ -311,7 +317,17 @@ def _settings(note: RunNote, experiment: Experiment) -> dict[str, str]:
 def _clear(folder: RunFolder) -> None:
     """Leaves no run behind: a corrected experiment may use the same folder, and must not find another's baseline."""
     shutil.rmtree(folder.baseline, ignore_errors=True)
-    for file in (*(folder.experiment, folder.sensitivity, folder.costs, folder.study, folder.mlflow_json, folder.run_json),):
+    for file in (
+        *(
+            folder.experiment,
+            folder.sensitivity,
+            folder.costs,
+            folder.study,
+            folder.mlflow_json,
+            folder.session,
+            folder.run_json,
+        ),
+    ):
         file.unlink(missing_ok=True)
 
 

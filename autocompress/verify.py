@@ -29,7 +29,7 @@ from autocompress.runtimes.slot import INPUT, OUTPUT
 from autocompress.target import Target
 from autocompress.task import Task
 
-POLICY, CLAIMS, README = "policy.json", "verify.json", "README.txt"
+POLICY, CLAIMS, README = "policy.json", "verify.json", "README.md"
 
 # Latency is told as a ratio to the uncompressed model. Up to 25 % off is noise, up to twice as slow another machine.
 _LATENCY_NOISE = 0.25

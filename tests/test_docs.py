@@ -48,7 +48,7 @@ _AWS = "needs a cloud account; tests/test_cluster_yaml.py checks the file"
 EXEMPT = {
     "pip install": "needs a package index",
     "make demo": "is README's, and takes minutes; tests/test_readme.py looks at what it runs",
-    "mlflow ui": "serves until it is stopped; tests/browser/test_mlflow_ui.py opens it",
+    "autocompress ui": "serves until it is stopped; tests/trackers/test_promote.py starts it",
     "ray start": _RAY,
     "ray stop": "would end the Ray of the tests beside it",
     "autocompress search mine/experiment.py --address": _RAY,
@@ -73,7 +73,8 @@ def workshop(toy_run: Path, tracking_uri: str, tmp_path_factory: pytest.TempPath
     """A folder as a reader has it: an experiment in mine/, its run in runs/mine, a model of it in shipped/."""
     folder = tmp_path_factory.mktemp("workshop")
     write_experiment(folder / "mine", name="experiment.py")
-    shutil.copytree(toy_run, folder / "runs" / "mine")
+    for name in ("mine", "other"):
+        shutil.copytree(toy_run, folder / "runs" / name)
     shutil.copyfile(tracking_uri.removeprefix("sqlite:///"), folder / "mlflow.db")
     for page in TYPED:
         for block in blocks((DOCS / page).read_text()):

@@ -155,10 +155,9 @@ def test_a_search_on_several_inputs_and_outputs(tracking_uri: str, tmp_path: Pat
     session = onnxruntime.InferenceSession(tmp_path / "out/model.onnx")
     assert {slot.name for slot in session.get_inputs()} == {"picture", "corner"}
     assert [output.name for output in session.get_outputs()] == ["places", "logits"]
-    usage = (tmp_path / "out/README.txt").read_text()
-    code = "\n".join(line[4:] for line in usage.splitlines() if line.startswith("    ")).partition("import numpy")[2]
+    code = (tmp_path / "out/README.md").read_text().partition("```python\n")[2].partition("```")[0]
     known: dict[str, Any] = {}
-    exec(f"import numpy{code}".replace('"model.onnx"', repr(str(tmp_path / "out/model.onnx"))), known)
+    exec(code.replace('"model.onnx"', repr(str(tmp_path / "out/model.onnx"))), known)
     assert [array.shape for array in known["outputs"]] == [(1, 2), (1, 4)]
     assert call("verify", tmp_path / "out") == 0
 

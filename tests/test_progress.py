@@ -1,5 +1,5 @@
 import io
-import time
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from autocompress.result import Rung, Status, TrialResult
 from autocompress.search import Asked
 from autocompress.testing import ToyTask
 from search_spaces import uniform
-from tests.made import BASELINE, made_failure, made_result, made_stop
+from tests.made import BASELINE, made_failure, made_result, made_results, made_stop
 from tests.made_evidence import made_halted, made_refits
 
 
@@ -26,11 +26,13 @@ def asked(number: int, refit_of: int | None = None) -> Asked:
     return Asked(number=number, policy=Policy(), seed=0, refit_of=refit_of)
 
 
-def tally_of(results: list[TrialResult], *, before: int = 0, spent: float = 0.0, refit: bool = False, **budget: Any) -> Tally:
-    """A tally ten seconds after its first trial began."""
-    experiment = replace(experiment_of(**budget), refit=Refit() if refit else None)
-    now = time.monotonic()
-    return Tally(experiment, BASELINE, results, before, spent, began=now - 20, first_trial=now - 10)
+def tally_of(results: list[TrialResult], *, before: int = 0, spent: float = 0.0, **budget: Any) -> Tally:
+    """A tally that has heard of all but the first `before` results."""
+    tally = Tally(experiment_of(**budget), BASELINE, results[:before], spent=spent)
+    for result in results[before:]:
+        tally.started(asked(result.number, result.refit_of))
+        tally.finished(result)
+    return tally
 
 
 def lines_of(view: PlainView) -> list[str]:
@@ -57,15 +59,10 @@ def test_what_came_of_a_trial_in_words() -> None:
 def test_a_tally_that_has_heard_of_each_trial_is_one_that_knew_them_all() -> None:
     results = [*made_refits(), made_result(1, 60_000, 0.3, 0.98), made_halted(0), made_failure(9, "it burst")]
     budget: dict[str, Any] = {"trials": 40, "worker_seconds": 500}
-    heard = tally_of(results[:2], before=2, spent=3.0, **budget)
-    for result in results[2:]:
-        heard.finished(result)
-    known = tally_of(results, before=2, spent=3.0, **budget)
-    assert (heard.sampled, heard.used, heard.done_of()) == (known.sampled, known.used, known.done_of())
-    assert heard.sampled == 3
+    heard, known = (tally_of(results, before=before, spent=3.0, **budget) for before in (2, len(results)))
+    assert heard.done_of() == known.done_of() == "3/40, 3 trained further, 92/500 worker-seconds"
     assert [heard.count(status) for status in Status] == [known.count(status) for status in Status] == [4, 1, 1]
     assert heard.front() == known.front()
-    assert heard.seconds_left() == pytest.approx(known.seconds_left(), abs=0.1)
 
 
 def test_a_log_has_a_line_for_every_trial_that_says_how_far_the_search_is() -> None:
@@ -77,7 +74,7 @@ def test_a_log_has_a_line_for_every_trial_that_says_how_far_the_search_is() -> N
         view.started(asked(result.number, result.refit_of))
         view.finished(result)
     view.started(asked(7, 1))
-    heads = [line.split("]")[0] + "]" for line in lines_of(view)[1:]]
+    heads = [re.sub(r", \d:\d\d:\d\d left", "", line.split("]")[0] + "]") for line in lines_of(view)[1:]]
     assert heads[:3] == ["[1/3]", "[2/3, 1 stopped]", "[3/3, 1 stopped, 1 failed]"]
     assert lines_of(view)[4] == "training the best models further"
     assert heads[4] == "[3/3, 1 trained further, 1 stopped, 1 failed]"
@@ -98,27 +95,15 @@ def test_measurements_before_the_first_trial_are_a_line_for_every_tenth() -> Non
 
 def test_worker_seconds_count_what_was_spent_before_and_by_every_trial() -> None:
     tally = tally_of([made_halted(0), made_result(1, 60_000, 0.3, 0.98)], spent=12.5, trials=None, worker_seconds=100)
-    assert tally.used == 12.5 + 7 + 20.5
+    assert tally.pace.used == 12.5 + 7 + 20.5
     assert tally.share() == pytest.approx(0.4)
     assert tally.done_of() == "2, 40/100 worker-seconds"
-    assert tally.seconds_left() == pytest.approx(60 * 10 / 27.5, abs=0.1), "27.5 worker-seconds in 10 seconds"
 
 
-def test_the_pace_is_that_of_this_session() -> None:
-    earlier = [made_result(number, 60_000, 0.3, 0.98) for number in range(4)]
-    tally = tally_of([*earlier, made_result(4, 60_000, 0.3, 0.98)], before=4, trials=None, worker_seconds=205)
-    assert tally.seconds_left() == pytest.approx((205 - 102.5) * 10 / 20.5, abs=0.1)
-    assert tally_of(earlier, before=4, trials=None, worker_seconds=205).seconds_left() is None
-
-
-def test_a_refit_is_no_trial_of_the_budget_and_nobody_knows_how_long_refits_take() -> None:
-    results = [made_result(0, 60_000, 0.3, 0.98), *made_refits()[:1]]
-    assert tally_of(results, trials=4).seconds_left() == pytest.approx(15, abs=0.1)
-    tally = tally_of(results, refit=True, trials=4)
+def test_a_refit_is_no_trial_of_the_budget() -> None:
+    tally = tally_of([made_result(0, 60_000, 0.3, 0.98), *made_refits()[:1]], trials=4)
     assert tally.share() == 0.25
     assert tally.done_of() == "1/4, 1 trained further"
-    assert tally.seconds_left() is None
-    assert tally_of(results, refit=True, trials=4, minutes=1).seconds_left() == pytest.approx(40, abs=0.5)
 
 
 def drawn(view: LiveView) -> str:
@@ -148,3 +133,21 @@ def test_the_live_view_shows_what_is_measured_and_what_runs() -> None:
     assert "trial 0: stopped at step 50: 10.0x smaller" in drawn(view)
     view.begin(experiment_of(trials=3), BASELINE, [])
     assert "stopped at" not in drawn(view), "another search"
+
+
+def test_the_live_view_has_a_small_front_that_grows() -> None:
+    view = LiveView(Console(file=io.StringIO(), width=120))
+    view.begin(experiment_of(trials=9), BASELINE, [])
+    first, second, third = (result for result in made_results() if result.number in (0, 1, 4))
+    for result in (first, second):
+        view.started(asked(result.number))
+        view.finished(result)
+    assert "best so far: trial 1, 17.5x smaller, 3.64x faster, accuracy 0.9750; 2 on the front" in drawn(view)
+    view.started(asked(4))
+    view.finished(third)
+    rows = [" ".join(line.split()) for line in drawn(view).splitlines()]
+    assert rows[-3:] == [
+        "trial 4 46.7x smaller 5.33x faster accuracy 0.9400 smallest, fastest",
+        "trial 1 17.5x smaller 3.64x faster accuracy 0.9750 knee",
+        "trial 0 7.0x smaller 2.67x faster accuracy 0.9810 best",
+    ]

@@ -26,7 +26,7 @@ def test_every_command_works(tmp_path: Path) -> None:
     typed = [command for command in commands(README) if command.startswith("autocompress ")]
     assert [shlex.split(command)[1] for command in typed] == [
         *("init", "check", "search", "sense", "profile"),
-        *("front", "export", "verify", "baseline"),
+        *("status", "front", "export", "verify", "baseline"),
     ]
     printed: dict[str, str] = {}
     for command in typed:
@@ -35,9 +35,7 @@ def test_every_command_works(tmp_path: Path) -> None:
         printed[shlex.split(command)[1]] = run(filled + CUT.get(shlex.split(command)[1], ""), tmp_path)
     assert "verified" in printed["verify"]
     assert "random" in printed["baseline"]
-    assert {"model.onnx", "policy.json", "verify.json", "README.txt"} <= {
-        path.name for path in (tmp_path / "shipped").iterdir()
-    }
+    assert {"model.onnx", "policy.json", "verify.json", "README.md"} <= {path.name for path in (tmp_path / "shipped").iterdir()}
 
 
 @pytest.mark.timeout(400)

@@ -12,7 +12,7 @@ from typing import NoReturn
 import click
 
 from autocompress import __version__
-from autocompress.cli import front, models, preparations, searches
+from autocompress.cli import compare, front, mlflow, models, preparations, searches, status
 from autocompress.cli.shared import NothingHoldsError, State
 from autocompress.errors import AutocompressError, InputError
 
@@ -106,6 +106,11 @@ def cli(state: State, *, debug: bool) -> None:
 for command in (
     *(preparations.init, preparations.check, preparations.sense, preparations.profile),
     *(searches.search, searches.resume, searches.baseline),
-    *(front.front, models.export, models.verify, models.sync),
+    *(status.status, front.front, compare.compare, models.export, models.verify),
+    *(
+        mlflow.ui,
+        mlflow.promote,
+        mlflow.sync,
+    ),
 ):
     cli.add_command(command)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from autocompress.cli.shared import NothingHoldsError, new_console, print_line, quoted
+from autocompress.cli.shared import NothingHoldsError, json_option, new_console, print_json, print_line, quoted
 
 if TYPE_CHECKING:
     from autocompress.front import ParetoFront
@@ -16,17 +16,24 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-def front(*, run: Path) -> None:
+@json_option("One JSON document.")
+def front(*, run: Path, as_json: bool) -> None:
     """Show the front of a run, also while it is under way."""
-    show_front(new_console(), run)
+    show_front(new_console(), run, as_json=as_json)
 
 
-def show_front(console: Console, folder: Path) -> None:
+def show_front(console: Console, folder: Path, *, as_json: bool = False) -> None:
     from autocompress.opened import open_run
     from autocompress.report import front_table, nearest_lines
+    from autocompress.summary import front_summary
 
     run = open_run(folder)
     front, results = run.front(), run.folder.results()
+    if as_json:
+        print_json({"event": "front", "run": str(folder), **front_summary(front, results)})
+        if not front.members and not front.nearest:
+            raise NothingHoldsError
+        return
     failed = sum(result.status == "failed" for result in results)
     if front.members or front.nearest:
         console.print(front_table(front, run.baseline().layers))

@@ -1,15 +1,15 @@
-"""Commands for what a search has found: `export`, `verify`, `sync`."""
+"""Commands for what a search has found: `export`, `verify`."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from autocompress.cli.shared import NothingHoldsError, new_console, print_line
-from autocompress.errors import InputError
+from autocompress.cli.shared import NothingHoldsError, json_option, new_console, print_json, print_line
 
 if TYPE_CHECKING:
     from autocompress.verify import Checked
@@ -21,10 +21,14 @@ if TYPE_CHECKING:
 @click.option("--max-drop", type=float, help="Accuracy it may lose at most. [default: 0.01, or more where none keeps to that]")
 @click.option("--target", help="The file for this one of the targets that were searched for. [default: the first]")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder to write.")
-def export(*, run: Path, pick: str, max_drop: float | None, target: str | None, output: Path) -> None:
+@click.option("--quiet", is_flag=True, help="Say nothing, unless it is not what it claims to be.")
+@json_option("One JSON document.")
+def export(
+    *, run: Path, pick: str, max_drop: float | None, target: str | None, output: Path, quiet: bool, as_json: bool
+) -> None:
     """Write a model of the front into a folder, and verify it.
 
-    The folder has the model's file, policy.json, verify.json and a README.txt that shows how to use it.
+    The folder has the model's file, policy.json, verify.json and a README.md, its model card.
     """
     from autocompress.export import export as deliver
     from autocompress.opened import open_run
@@ -33,40 +37,38 @@ def export(*, run: Path, pick: str, max_drop: float | None, target: str | None, 
 
     console, opened = new_console(), open_run(run)
     result = deliver(opened, pick, output, max_drop=max_drop, target=target)
-    print_line(console, f"trial {result.number} ({result.summary}) is in {output}")
-    if can_verify(read_claims(output).target):
-        _show_checked(console, measure_again(output))
-    else:
+    claims = read_claims(output)
+    checked = measure_again(output) if can_verify(claims.target) else None
+    if as_json:
+        found = {"trial": result.number, "folder": str(output), "claims": claims.model_dump(mode="json")}
+        print_json(found | _verified(checked))
+        _insist(checked)
+        return
+    if not quiet:
+        print_line(console, f"trial {result.number} ({result.summary}) is in {output}")
+    if checked is None:
         print_line(console, "not verified: its runtime needs autocompress")
+    elif not quiet or _fails(checked):
+        _show_checked(console, checked)
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--run", type=click.Path(path_type=Path), help="The run folder, if it was moved since the export.")
-def verify(*, folder: Path, run: Path | None) -> None:
+@json_option("One JSON document.")
+def verify(*, folder: Path, run: Path | None, as_json: bool) -> None:
     """Measure an exported model anew and compare with its claims.
 
     In a fresh process that has its runtime and numpy only.
     """
     from autocompress.verify import verify as measure_again
 
-    _show_checked(new_console(), measure_again(folder, run=run))
-
-
-@click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--tracking-uri", help="Another MLflow than the run was logged to.")
-def sync(*, run: Path, tracking_uri: str | None) -> None:
-    """Write to MLflow what it missed of a run."""
-    from autocompress.opened import open_run
-    from autocompress.trackers.mlflow import sync as write_missing
-
-    opened = open_run(run)
-    if opened.is_under_way():
-        raise InputError(f"a search is under way in {run}, which writes to MLflow by itself; sync when it has ended")
-    front = opened.front() if opened.folder.front_json.exists() else None
-    count = write_missing(opened.folder, front, layers=opened.baseline().layers, uri=tracking_uri)
-    click.echo(f"wrote {count} missing {'trial' if count == 1 else 'trials'} to MLflow" if count else "MLflow has every trial")
+    checked = measure_again(folder, run=run)
+    if as_json:
+        print_json({"folder": str(folder), **_verified(checked)})
+        _insist(checked)
+        return
+    _show_checked(new_console(), checked)
 
 
 def _show_checked(console: Console, checked: "Sequence[Checked]") -> None:
@@ -77,7 +79,24 @@ def _show_checked(console: Console, checked: "Sequence[Checked]") -> None:
         colour = {"yes": "green", "roughly": "yellow", "no": "red"}[row.holds]
         table.add_row(row.claim, row.claimed, row.measured, f"[{colour}]{row.holds}[/]")
     console.print(table)
-    if any(row.holds == "no" for row in checked):
+    if _fails(checked):
         console.print("[red]not what it claims to be[/]")
-        raise NothingHoldsError
+    _insist(checked)
     console.print("[green]verified[/]")
+
+
+def _verified(checked: "Sequence[Checked] | None") -> dict[str, Any]:
+    """As JSON: whether all claims hold (None: it was not verified), and each of them."""
+    if checked is None:
+        return {"verified": None, "checked": []}
+    return {"verified": not _fails(checked), "checked": [asdict(row) for row in checked]}
+
+
+def _fails(checked: "Sequence[Checked]") -> bool:
+    return any(row.holds == "no" for row in checked)
+
+
+def _insist(checked: "Sequence[Checked] | None") -> None:
+    """Raises `NothingHoldsError` when a claim does not hold."""
+    if checked is not None and _fails(checked):
+        raise NothingHoldsError

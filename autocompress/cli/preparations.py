@@ -13,7 +13,7 @@ import click
 from rich.padding import Padding
 from rich.table import Table
 
-from autocompress.cli.shared import counting, driver_named, new_console, print_line, quoted, write
+from autocompress.cli.shared import counting, driver_named, json_option, new_console, print_json, print_line, quoted, write
 
 if TYPE_CHECKING:
     from autocompress.drivers import Driver, Job
@@ -34,13 +34,21 @@ def init(*, folder: Path) -> None:
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--target", "targets", multiple=True, help="Other targets than the experiment's. May be repeated.")
-def check(*, file: Path, targets: tuple[str, ...]) -> None:
+@click.option("--quiet", is_flag=True, help="Warnings only.")
+@json_option("A line of JSON for each thing that was looked at.")
+def check(*, file: Path, targets: tuple[str, ...], quiet: bool, as_json: bool) -> None:
     """Try out the experiment in FILE without searching."""
     from autocompress.check import check as look
     from autocompress.opened import Options
 
     console = new_console()
     for finding in look(file, Options(targets=targets)):
+        if as_json:
+            layers = None if finding.layers is None else finding.layers.model_dump(mode="json")
+            print_json({"what": finding.what, "found": finding.found, "warning": finding.warning, "layers": layers})
+            continue
+        if quiet and not finding.warning:
+            continue
         mark = "[yellow]warn[/]" if finding.warning else "[green]ok[/]  "
         console.print(f"{mark} {finding.what}:", end=" ")
         print_line(console, finding.found)
@@ -48,6 +56,8 @@ def check(*, file: Path, targets: tuple[str, ...]) -> None:
             console.print(_layers_table(finding.layers))
             for name, reason in finding.layers.left_alone.items():
                 print_line(console, f"     {name} is left alone: {reason}")
+    if quiet or as_json:
+        return
     chosen = "".join(f" --target {shlex.quote(target)}" for target in targets)
     click.echo(f"{file} is ready: autocompress search {shlex.quote(str(file))}{chosen}")
 

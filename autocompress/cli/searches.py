@@ -6,7 +6,7 @@ import click
 from rich.console import Console
 
 from autocompress.cli.front import show_front
-from autocompress.cli.shared import State, driver_named, new_console, print_line
+from autocompress.cli.shared import State, driver_named, json_option, new_console, print_json, print_line
 
 
 @click.command()
@@ -25,6 +25,7 @@ from autocompress.cli.shared import State, driver_named, new_console, print_line
 @click.option("--target", "targets", multiple=True, help="Where it will run, e.g. openvino-cpu:2threads. May be repeated.")
 @click.option("--costs", type=click.Path(path_type=Path), help="A cost table from `autocompress profile`, perhaps elsewhere.")
 @click.option("--quiet", is_flag=True, help="No progress, only the front.")
+@json_option("A line of JSON for each finished trial, and one for the front.")
 @click.pass_obj
 def search(
     state: State,
@@ -44,6 +45,7 @@ def search(
     targets: tuple[str, ...],
     costs: Path | None,
     quiet: bool,
+    as_json: bool,
 ) -> None:
     """Search for compressed models of the experiment in FILE."""
     from autocompress.opened import Options
@@ -65,7 +67,7 @@ def search(
         targets=targets,
     )
     console = new_console()
-    with open_view(console, quiet=quiet) as view:
+    with open_view(console, quiet=quiet, heard=print_json if as_json else None) as view:
         run_search(
             file,
             folder,
@@ -74,7 +76,7 @@ def search(
             options=options,
             view=view,
         )
-    show_front(console, folder)
+    show_front(console, folder, as_json=as_json)
 
 
 @click.command()
@@ -86,6 +88,7 @@ def search(
 @click.option("--concurrency", type=int, help="At most so many trials at once.")
 @click.option("--tracking-uri", help="Log to another MLflow than before.")
 @click.option("--quiet", is_flag=True, help="No progress, only the front.")
+@json_option("A line of JSON for each finished trial, and one for the front.")
 @click.pass_obj
 def resume(
     state: State,
@@ -98,6 +101,7 @@ def resume(
     concurrency: int | None,
     tracking_uri: str | None,
     quiet: bool,
+    as_json: bool,
 ) -> None:
     """Go on with an interrupted search, or raise its budget."""
     from autocompress.progress import open_view
@@ -106,9 +110,9 @@ def resume(
     state.log = run / "autocompress.log"
     chosen = driver_named(driver, address, concurrency)
     console = new_console()
-    with open_view(console, quiet=quiet) as view:
+    with open_view(console, quiet=quiet, heard=print_json if as_json else None) as view:
         go_on(run, driver=chosen, trials=trials, minutes=minutes, tracking_uri=tracking_uri, view=view)
-    show_front(console, run)
+    show_front(console, run, as_json=as_json)
 
 
 @click.command()
@@ -120,6 +124,7 @@ def resume(
 @click.option("--concurrency", type=int, help="At most so many trials at once.")
 @click.option("--tracking-uri", help="Log to another MLflow than the run.")
 @click.option("--quiet", is_flag=True, help="No progress, only how they compare.")
+@json_option("A line of JSON for each finished trial, and one for how they compare.")
 @click.pass_obj
 def baseline(
     state: State,
@@ -132,6 +137,7 @@ def baseline(
     concurrency: int | None,
     tracking_uri: str | None,
     quiet: bool,
+    as_json: bool,
 ) -> None:
     """Give plain searchers the compute that a run had, and compare.
 
@@ -143,7 +149,7 @@ def baseline(
     state.log = run / "autocompress.log"
     chosen = driver_named(driver, address, concurrency)
     console = new_console()
-    with open_view(console, quiet=quiet) as view:
+    with open_view(console, quiet=quiet, heard=print_json if as_json else None) as view:
         run_baselines(
             run,
             driver=chosen,
@@ -152,10 +158,10 @@ def baseline(
             tracking_uri=tracking_uri,
             view=view,
         )
-    _show_standings(console, run)
+    _show_standings(console, run, as_json=as_json)
 
 
-def _show_standings(console: Console, folder: Path) -> None:
+def _show_standings(console: Console, folder: Path, *, as_json: bool) -> None:
     from autocompress.compute import curves, standings
     from autocompress.opened import open_run
     from autocompress.report.standings import standings_table
@@ -165,6 +171,10 @@ def _show_standings(console: Console, folder: Path) -> None:
     found = standings(run.folder)
     worth = worth_of(curves(run.folder), found)
     assert worth is not None
+    if as_json:
+        told = [line for line in (verdict(worth), control(worth, run.front().baseline)) if line]
+        print_json({"event": "standings", "run": str(folder), "rivals": [one.model_dump() for one in found], "verdict": told})
+        return
     console.print(standings_table(found))
     for line in filter(None, (verdict(worth), control(worth, run.front().baseline))):
         print_line(console, line)

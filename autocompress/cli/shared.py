@@ -1,12 +1,15 @@
 """What the commands share: where they print, what they end with, and how an argument becomes an object."""
 
+import json
 import shlex
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import click
 from rich.console import Console
 from rich.progress import Progress
 
@@ -15,6 +18,8 @@ from autocompress.errors import InputError, unknown_name
 if TYPE_CHECKING:
     from autocompress.drivers import Driver
     from autocompress.sensitivity import Heard
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _DRIVERS = ("tune", "local")
 # Tables that go to a pipe or a file are not squeezed into 80 columns.
@@ -31,6 +36,17 @@ class State:
 
 class NothingHoldsError(Exception):
     """A command ran to its end and its answer is no: exit code 1, nothing more to say."""
+
+
+def json_option(what: str) -> Callable[[F], F]:
+    """The option ``--json``, given to the command as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help=f"{what} Nothing else goes to standard output.")
+
+
+def print_json(document: Any) -> None:
+    """One line of JSON on standard output, at once."""
+    click.echo(json.dumps(document))
+    sys.stdout.flush()
 
 
 def new_console() -> Console:

@@ -10,7 +10,7 @@ from autocompress.report.data import is_share, show, show_spread, show_test, tim
 from autocompress.result import TrialResult
 
 _ALTERNATIVES: dict[str, Pick] = {"smallest": "smallest", "fastest": "fastest", "most accurate": "best"}
-_NEAREST = "nearest to the limits"
+NEAREST = "nearest to the limits"
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ def decision_of(front: ParetoFront, folder: RunFolder) -> Decision:
     """Commands name trials by number: what they deliver does not depend on how a pick is defined."""
     chosen = front.recommended()
     if chosen is None:
-        return Decision(None, tuple(_choice(_NEAREST, result, front, folder) for result in front.nearest))
+        return Decision(None, tuple(choice_of(NEAREST, result, front, folder) for result in front.nearest))
     ends = {role: front.pick(how) for role, how in _ALTERNATIVES.items()}
     return Decision(
-        _choice("recommended", chosen, front, folder),
-        tuple(_choice(role, end, front, folder) for role, end in ends.items() if end is not None),
+        choice_of("recommended", chosen, front, folder),
+        tuple(choice_of(role, end, front, folder) for role, end in ends.items() if end is not None),
     )
 
 
@@ -77,7 +77,7 @@ def score_words(result: TrialResult, front: ParetoFront) -> str:
 
 def export_command(number: int, role: str, folder: RunFolder) -> str:
     """What to type for this model: ``autocompress export runs/mine --pick 7 -o mine-smallest``."""
-    into = f"{folder.path.name}-{number if role == _NEAREST else role.replace(' ', '-')}"
+    into = f"{folder.path.name}-{number if role == NEAREST else role.replace(' ', '-')}"
     return f"{export_prefix(folder)} --pick {number} -o {shlex.quote(into)}"
 
 
@@ -86,7 +86,7 @@ def export_prefix(folder: RunFolder) -> str:
     return f"autocompress export {shlex.quote(_from_here(folder.path))}"
 
 
-def _choice(role: str, result: TrialResult, front: ParetoFront, folder: RunFolder) -> Choice:
+def choice_of(role: str, result: TrialResult, front: ParetoFront, folder: RunFolder) -> Choice:
     return Choice(
         role=role,
         number=result.number,

@@ -44,8 +44,8 @@ def fine_print_of(
     """In the order of the page. What is not on record is named as such."""
     return (
         Item("Hardware", tuple(_hardware(results))),
-        Item("Target", (_target(evidence),)),
-        Item("Versions", (_versions(results, evidence),)),
+        Item("Target", (target_words(evidence),)),
+        Item("Versions", (versions_words(results, evidence),)),
         Item("Search", tuple(_search(evidence))),
         Item("Splits", tuple(_splits(front, evidence))),
         Item("Size", ("Bytes of the exported file, on disk as it is delivered.",)),
@@ -79,11 +79,28 @@ def _hardware(results: Sequence[TrialResult]) -> Iterable[str]:
         yield f"{machine}: {trials} trial{'s' if trials > 1 else ''}."
 
 
+def machines_words(results: Sequence[TrialResult]) -> str:
+    """All machines that measured, in one line."""
+    machines = {_machine(result.environment) for result in results if result.environment is not None}
+    return "; ".join(sorted(machines)) or "not on record"
+
+
+def settings_words(evidence: Evidence) -> Iterable[str]:
+    """Seed and settings of the search."""
+    settings = dict(evidence.mlflow.settings) if evidence.mlflow else {}
+    if "experiment" in settings:
+        settings["experiment"] = PurePath(settings["experiment"]).name
+    seed = settings.pop("seed", None)
+    yield f"Seed {seed}." if seed else "The seed is not on record."
+    if settings:
+        yield ", ".join(f"{name} {value}" for name, value in settings.items()) + "."
+
+
 def _machine(machine: Environment) -> str:
     return f"{machine.cpu}, {machine.cores} cores, {machine.gpu or 'no GPU'}, Python {machine.python}"
 
 
-def _target(evidence: Evidence) -> str:
+def target_words(evidence: Evidence) -> str:
     if evidence.target is None:
         return "Not on record."
     return "; ".join(
@@ -93,7 +110,7 @@ def _target(evidence: Evidence) -> str:
     )
 
 
-def _versions(results: Sequence[TrialResult], evidence: Evidence) -> str:
+def versions_words(results: Sequence[TrialResult], evidence: Evidence) -> str:
     found: dict[str, set[str]] = {}
     for versions in (evidence.versions, *(result.environment.versions for result in results if result.environment)):
         for name, number in versions.items():
@@ -102,15 +119,9 @@ def _versions(results: Sequence[TrialResult], evidence: Evidence) -> str:
 
 
 def _search(evidence: Evidence) -> Iterable[str]:
-    settings = dict(evidence.mlflow.settings) if evidence.mlflow else {}
-    if "experiment" in settings:
-        settings["experiment"] = PurePath(settings["experiment"]).name
     if evidence.started is not None:
         yield f"Begun on {datetime.fromtimestamp(evidence.started, UTC):%Y-%m-%d at %H:%M} UTC."
-    seed = settings.pop("seed", None)
-    yield f"Seed {seed}." if seed else "The seed is not on record."
-    if settings:
-        yield ", ".join(f"{name} {value}" for name, value in settings.items()) + "."
+    yield from settings_words(evidence)
 
 
 def _splits(front: ParetoFront, evidence: Evidence) -> Iterable[str]:

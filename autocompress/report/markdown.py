@@ -14,7 +14,7 @@ from autocompress.result import TrialResult
 def front_markdown(report: Report, decision: Decision, fine_print: Sequence[Item], layers: Layers) -> str:
     """The decision in a sentence, the front (or the nearest models) as a table, the commands, and how all was measured."""
     front = report.front
-    lines = [f"# {_text(report.title)}", "", *_decided(report, decision)]
+    lines = [f"# {plain_text(report.title)}", "", *_decided(report, decision)]
     shown = front.members or front.nearest
     if shown:
         lines += ["", *_table(front, shown, decision, layers)]
@@ -22,14 +22,14 @@ def front_markdown(report: Report, decision: Decision, fine_print: Sequence[Item
     if choices:
         lines += ["", "```sh", *(f"{choice.command}  # {choice.role}: {choice.sentence}" for choice in choices), "```"]
     lines += ["", "## How it was measured", ""]
-    lines += [f"- **{item.name}**: {_text(' '.join(item.words))}" for item in fine_print if item.words]
+    lines += [f"- **{item.name}**: {plain_text(' '.join(item.words))}" for item in fine_print if item.words]
     return "\n".join(lines) + "\n"
 
 
 def _decided(report: Report, decision: Decision) -> list[str]:
     chosen = decision.recommended
     if chosen is None:
-        return [_text(note) + "\n" for note in report.notes] or ["No trial was completed."]
+        return [plain_text(note) + "\n" for note in report.notes] or ["No trial was completed."]
     return [
         f"**{chosen.sentence}** (trial {chosen.number}, recommended; {report.counts}, {len(report.front.members)} on the front)"
     ]
@@ -63,11 +63,11 @@ def _row(result: TrialResult, front: ParetoFront, layers: Layers, roles: Sequenc
         show_spread(spread, base) if spread else show("accuracy", result.metrics["accuracy"], base),
         show_test(test, base) if test else "not measured",
         gains_words(result, front),
-        _text(words),
+        plain_text(words),
     )
 
 
-def _text(words: str) -> str:
+def plain_text(words: str) -> str:
     """A name is text: neither markup nor the end of a cell."""
     plain = html.escape(words, quote=False).replace("\n", " ")
     for mark in "\\`*_[]|":

@@ -2,6 +2,7 @@
 
 import html
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import resources
 from string import Template
@@ -25,18 +26,40 @@ _COLUMNS = (
     *("test_accuracy", "test_low", "test_high"),
 )
 _STYLES = ("base", "front", "sections")
-_SCRIPTS = ("words", "chart", "decision", "filters", "scatter", "table", "panel", "layers", "search", "knobs", "start")
+_SCRIPTS = (
+    "theme",
+    "words",
+    "trials",
+    "chart",
+    "decision",
+    "filters",
+    "zoom",
+    "pointing",
+    "scatter",
+    "table",
+    "panel",
+    "layers",
+    "search",
+    "knobs",
+    "start",
+)
 # Where `mlflow ui` listens by itself.
 _USUAL_SERVER = "http://127.0.0.1:5000"
 
 
 def front_page(contents: Contents, layers: Layers, folder: RunFolder) -> str:
     """HTML of a few hundred kB. Names and policies go in as data, so that none can become markup."""
-    return Template(_text("front.html")).substitute(
-        title=html.escape(contents.report.title),
-        style="\n".join(_text(f"{name}.css") for name in _STYLES),
-        data=_embedded(_data(contents, layers, folder) | sections_of(contents, layers)),
-        script="\n".join(_text(f"{name}.js") for name in _SCRIPTS),
+    data = _data(contents, layers, folder) | sections_of(contents, layers)
+    return assembled("front.html", title=contents.report.title, styles=_STYLES, scripts=_SCRIPTS, data=data)
+
+
+def assembled(page: str, *, title: str, styles: Sequence[str], scripts: Sequence[str], data: dict[str, Any]) -> str:
+    """A page of this folder in one file, with its styles, scripts and data."""
+    return Template(_text(page)).substitute(
+        title=html.escape(title),
+        style="\n".join(_text(f"{name}.css") for name in styles),
+        data=_embedded(data),
+        script="\n".join(_text(f"{name}.js") for name in scripts),
     )
 
 

@@ -5,6 +5,7 @@ Loading this module does not load mlflow. What MLflow misses is in the record of
 
 import logging
 import os
+import re
 import shlex
 import sqlite3
 import threading
@@ -12,11 +13,12 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from autocompress.errors import RunFolderError, UnreachableError
+from autocompress.errors import InputError, RunFolderError, UnreachableError
 from autocompress.folder import RunFolder, write_whole
 from autocompress.front import ParetoFront
 from autocompress.layer import Layers
@@ -50,7 +52,8 @@ class MlflowTracker:
     """A listener that writes every finished trial to MLflow as a nested run, and at the end the front to their parent.
 
     `uri` None goes on where this run was logged before. `settings` (shown as parameters of the parent run), `baseline`
-    (metrics of the uncompressed model) and `datasets` (split -> number of examples) describe the parent run. A rival of
+    (metrics of the uncompressed model) and `datasets` (split -> number of examples, `digests` -> of their arrays) describe the
+    parent run. A rival of
     another run says so in `baseline_of`, with the name of that run; none of its models becomes the champion.
     """
 
@@ -67,6 +70,7 @@ class MlflowTracker:
         limits: Sequence[Limit],
         baseline: Mapping[str, float],
         datasets: Mapping[str, int],
+        digests: Mapping[str, str] | None = None,
         baseline_of: str | None = None,
     ) -> None:
         before = _read(folder)
@@ -83,6 +87,7 @@ class MlflowTracker:
             limits=tuple(limits),
             baseline=dict(baseline),
             datasets=dict(datasets),
+            digests=dict(digests or {}),
             baseline_of=baseline_of,
         )
         self._queue: SimpleQueue[TrialResult | threading.Event | None] = SimpleQueue()
@@ -213,7 +218,7 @@ def sync(folder: RunFolder, front: ParetoFront | None, *, layers: Layers, uri: s
     `uri` None is where the run was logged. Raises `RunFolderError` when it never was to be logged, `UnreachableError`
     when the store does not take it.
     """
-    run = _noted(folder, _read(folder))
+    run = noted(folder)
     uri = absolute_uri(uri or run.tracking_uri)
     check_reachable(uri)
     results = folder.results()
@@ -225,6 +230,51 @@ def sync(folder: RunFolder, front: ParetoFront | None, *, layers: Layers, uri: s
     except Exception as error:
         raise UnreachableError(f"MLflow at {public_uri(uri)} did not take everything: {one_line(error)}; try again") from error
     return count
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """A model of the registry: its `name` and `version`, and which version had the alias `before` (None: none had)."""
+
+    name: str
+    version: int
+    before: int | None
+
+
+def promote(
+    folder: RunFolder, result: TrialResult, front: ParetoFront | None, alias: str, *, layers: Layers, uri: str | None = None
+) -> Promoted:
+    """Registers the model of a complete trial of a run that has ended, unless it is, and moves the alias to it.
+
+    What MLflow has missed of the run is written first. `uri` None is where the run was logged. Raises `InputError` for an
+    alias that MLflow does not take or a model that it cannot load, otherwise as `sync` does.
+    """
+    if problem := _bad_alias(alias):
+        raise InputError(f"alias {alias!r}: {problem}")
+    run = noted(folder)
+    uri = absolute_uri(uri or run.tracking_uri)
+    check_reachable(uri)
+    known = run.parent_run_id is not None and set(run.trials) >= {one.number for one in folder.results()}
+    if not known or uri != absolute_uri(run.tracking_uri):
+        sync(folder, front, layers=layers, uri=uri)
+    try:
+        from autocompress.trackers.mlflow_store import open_store, promote_model
+
+        store = open_store(uri, run.model_copy(update={"tracking_uri": public_uri(uri)}), layers, ended=True)
+        return Promoted(*promote_model(store, folder, result, alias))
+    except InputError:
+        raise
+    except Exception as error:
+        raise UnreachableError(f"MLflow at {public_uri(uri)} did not take everything: {one_line(error)}; try again") from error
+
+
+def _bad_alias(alias: str) -> str | None:
+    """What is wrong with it, by MLflow's own rules."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,255}", alias):
+        return "give letters, digits, - and _, such as 'staging'"
+    if alias.lower() == "latest" or re.fullmatch(r"v\d+", alias.lower()):
+        return "it is how MLflow calls versions themselves; give another, such as 'staging'"
+    return None
 
 
 def check_reachable(uri: str) -> None:
@@ -264,9 +314,17 @@ def ui_hint(run: MlflowRun) -> str:
     """The command that opens MLflow on the store of this run; for a server, the address of the parent run."""
     if not run.tracking_uri.startswith("http"):
         return f"mlflow ui --backend-store-uri {shlex.quote(run.tracking_uri)}"
-    if run.parent_run_id is None:
-        return run.tracking_uri
-    return f"{run.tracking_uri.rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.parent_run_id}"
+    return run.tracking_uri if run.parent_run_id is None else run_page(run.tracking_uri, run)
+
+
+def run_page(server: str, run: MlflowRun) -> str:
+    """The address of the parent run on a server."""
+    return f"{server.rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.parent_run_id}"
+
+
+def charts_page(server: str, run: MlflowRun) -> str:
+    """The address of the charts of all trials of the experiment on a server."""
+    return f"{server.rstrip('/')}/#/experiments/{run.experiment_id}/runs?compareRunsMode=CHART"
 
 
 def one_line(error: BaseException) -> str:
@@ -304,6 +362,11 @@ def _read(folder: RunFolder) -> MlflowRun | None:
     if not folder.mlflow_json.exists():
         return None
     return MlflowRun.from_json(folder.mlflow_json.read_bytes(), source=str(folder.mlflow_json))
+
+
+def noted(folder: RunFolder) -> MlflowRun:
+    """`mlflow.json`. Raises `RunFolderError` when the run never was to be logged."""
+    return _noted(folder, _read(folder))
 
 
 def _noted(folder: RunFolder, run: MlflowRun | None) -> MlflowRun:

@@ -8,10 +8,11 @@ from autocompress.result import TrialResult
 _ROWS_IN_NOTE = 25
 
 
-def note(front: ParetoFront, compute: Mapping[str, float]) -> str:
-    """The description of the parent run, in Markdown: the front as a table, best first objective first.
+def note(front: ParetoFront, compute: Mapping[str, float], *, picture: str | None = None) -> str:
+    """The description of the parent run, in Markdown: the front as a picture and as a table, best first objective first.
 
-    `compute` says how many worker-seconds were spent on what (`growth.compute_of`).
+    `picture` is the address of the former, None when there is none. `compute` says how many worker-seconds were spent on
+    what (`growth.compute_of`).
     """
     base = front.baseline
     lines = [f"Uncompressed: {base['size_bytes'] / 1000:,.1f} kB, accuracy {_score(base['accuracy'], base)} (validation)."]
@@ -29,6 +30,8 @@ def note(front: ParetoFront, compute: Mapping[str, float]) -> str:
             "",
             f"**Recommended: trial {chosen.number}**, {smaller:.1f}x smaller, {faster:.1f}x faster, accuracy {accuracy}.",
         ]
+    if picture is not None:
+        lines += ["", f"![The front: size, accuracy and, as colour, latency]({picture})"]
     if shown:
         lines += ["", "| trial | size | latency | accuracy | test | policy |", "| --- | --- | --- | --- | --- | --- |"]
         lines += [_row(result, front, "**" if result is chosen else "") for result in shown[:_ROWS_IN_NOTE]]

@@ -19,7 +19,8 @@ class MlflowRun(Noun):
     """`mlflow.json` of a run folder: all that is needed to write the run to MLflow, now or later.
 
     `key` marks the parent run in the store from its first moment, so that it is found again even when the process died
-    before it could note the ids. `tracking_uri` is kept without credentials. `datasets` maps a split to its size.
+    before it could note the ids. `tracking_uri` is kept without credentials. `datasets` maps a split to its size, `digests` to
+    a digest of its arrays, empty for runs of earlier versions.
     `baseline_of` names the run of which this is a rival. `trials` maps the number of a trial to the id of its nested run,
     as far as they were known when a report was last drawn.
     """
@@ -34,6 +35,7 @@ class MlflowRun(Noun):
     limits: tuple[Limit, ...]
     baseline: dict[str, float]
     datasets: dict[str, int]
+    digests: dict[str, str] = {}
     baseline_of: str | None = None
     experiment_id: str | None = None
     parent_run_id: str | None = None

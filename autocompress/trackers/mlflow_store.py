@@ -38,6 +38,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 from mlflow.utils import mlflow_tags
 
+from autocompress.errors import InputError, RunFolderError
 from autocompress.folder import RunFolder
 from autocompress.front import ParetoFront
 from autocompress.layer import Layers
@@ -144,11 +145,14 @@ class Store:
         self.client.set_terminated(self.parent_run_id, _KILLED if front is None else _FINISHED)
 
 
-def open_store(uri: str, run: MlflowRun, layers: Layers) -> Store:
-    """Finds, or makes, the experiment and the parent run, and sets it RUNNING. Raises what MLflow raises."""
+def open_store(uri: str, run: MlflowRun, layers: Layers, *, ended: bool = False) -> Store:
+    """Finds, or makes, the experiment and the parent run, and sets it RUNNING; one that has `ended` stays as it is.
+
+    Raises what MLflow raises.
+    """
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     experiment_id = _experiment(client, uri, run.experiment_name)
-    parent = _parent(client, experiment_id, run)
+    parent = _parent(client, experiment_id, run, ended=ended)
     _describe_parent(client, parent, run)
     parent_id = parent.info.run_id
     return Store(client, run, experiment_id, parent_id, layers, _children(client, experiment_id, parent_id))
@@ -166,8 +170,10 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
     return str(found.experiment_id)
 
 
-def _parent(client: MlflowClient, experiment_id: str, run: MlflowRun) -> Run:
+def _parent(client: MlflowClient, experiment_id: str, run: MlflowRun, *, ended: bool) -> Run:
     found = client.search_runs([experiment_id], f"tags.`{_KEY}` = '{run.key}'", max_results=1)
+    if found and ended:
+        return found[0]
     if found:
         client.update_run(found[0].info.run_id, _RUNNING)
         return found[0]
@@ -192,11 +198,12 @@ def _describe_parent(client: MlflowClient, parent: Run, run: MlflowRun) -> None:
         tags=[RunTag(f"autocompress.{key}", value) for key, value in changed.items()],
     )
     if run.datasets and not (parent.inputs and parent.inputs.dataset_inputs):
-        client.log_inputs(parent.info.run_id, [_dataset(run.experiment_name, *split) for split in run.datasets.items()])
+        client.log_inputs(parent.info.run_id, [_dataset(run, split, examples) for split, examples in run.datasets.items()])
 
 
-def _dataset(experiment: str, split: str, examples: int) -> DatasetInput:
-    digest = hashlib.sha256(f"{experiment} {split} {examples}".encode()).hexdigest()[:8]
+def _dataset(run: MlflowRun, split: str, examples: int) -> DatasetInput:
+    experiment = run.experiment_name
+    digest = run.digests.get(split) or hashlib.sha256(f"{experiment} {split} {examples}".encode()).hexdigest()[:8]
     profile = json.dumps({"num_rows": examples})
     source = json.dumps({"task": experiment})
     dataset = Dataset(f"{experiment} {split}", digest, source_type="code", source=source, profile=profile)
@@ -221,6 +228,25 @@ def _children(client: MlflowClient, experiment_id: str, parent_id: str) -> dict[
         token = page.token
         if not token:
             return children
+
+
+def promote_model(store: Store, folder: RunFolder, result: TrialResult, alias: str) -> tuple[str, int, int | None]:
+    """Registers the model of a trial, unless it is, and gives it the alias.
+
+    Returns the name it is registered under, its version, and the version that had the alias before, None when none had.
+    Raises `InputError` when there is no model that MLflow could load, and what MLflow raises.
+    """
+    file = folder.path / (result.model or "")
+    if not file.is_file():
+        raise RunFolderError(f"the exported file of trial {result.number} is gone from the run folder: {file}")
+    model_id = _log_model(store, folder, result, store.children[result.number].run_id)
+    if model_id is None:
+        raise InputError(f"MLflow cannot load {file.name} as a model, so trial {result.number} cannot be registered")
+    name, version = _registered(store, result, model_id)
+    aliases = {known: int(number) for known, number in store.client.get_registered_model(name).aliases.items()}
+    if aliases.get(alias) != version:
+        store.client.set_registered_model_alias(name, alias, str(version))
+    return name, version, aliases.get(alias)
 
 
 def _mark_front(store: Store, folder: RunFolder, front: ParetoFront) -> None:
@@ -317,6 +343,12 @@ def _tensors(values: Sequence[onnx.ValueInfoProto]) -> list[ColSpec | TensorSpec
 
 def _crown(store: Store, member: TrialResult, model_id: str) -> None:
     """Registers the model under the experiment's name, once, and gives it the alias `champion`."""
+    name, version = _registered(store, member, model_id)
+    store.client.set_registered_model_alias(name, CHAMPION, str(version))
+
+
+def _registered(store: Store, member: TrialResult, model_id: str) -> tuple[str, int]:
+    """The name and the version under which the model is registered; it is registered once."""
     client = store.client
     name = re.sub(r"[/:'\"]", "-", store.run.experiment_name)
     if not client.search_registered_models(f"name = '{name}'"):
@@ -326,7 +358,7 @@ def _crown(store: Store, member: TrialResult, model_id: str) -> None:
     made = versions[0] if versions else _register(client, name, model, member)
     shown = json.dumps([{"name": name, "version": made.version}])
     client.set_logged_model_tags(model_id, {mlflow_tags.MLFLOW_MODEL_VERSIONS: shown})
-    client.set_registered_model_alias(name, CHAMPION, str(made.version))
+    return name, int(made.version)
 
 
 def _register(client: MlflowClient, name: str, model: LoggedModel, member: TrialResult) -> ModelVersion:
@@ -349,10 +381,16 @@ def _finish_parent(store: Store, folder: RunFolder, front: ParetoFront) -> None:
         reached = [*final_metrics(chosen, store.run.baseline), *_test_metrics(front, chosen)]
         metrics += [Metric(f"recommended/{m.key}", m.value, started, 0) for m in reached if "seconds" not in m.key]
     tags = {
-        mlflow_tags.MLFLOW_RUN_NOTE: note(front, compute)[:_TAG_LENGTH],
+        mlflow_tags.MLFLOW_RUN_NOTE: note(front, compute, picture=_picture(folder, parent))[:_TAG_LENGTH],
         "autocompress.recommended": "none" if chosen is None else str(chosen.number),
     }
     client.log_batch(parent, metrics=metrics, tags=[RunTag(key, value) for key, value in tags.items()])
     for file in evidence_files(folder):
         client.log_artifact(parent, str(file))
     log_sensitivity(client, parent, folder)
+
+
+def _picture(folder: RunFolder, run_id: str) -> str | None:
+    """The address of the picture of the front, as a page of the same server finds it."""
+    file = folder.front_json.with_suffix(".png")
+    return f"get-artifact?path={file.name}&run_uuid={run_id}" if file.exists() else None

@@ -8,7 +8,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from autocompress.report import write_report
-from autocompress.trackers.mlflow import MlflowTracker
+from autocompress.trackers.mlflow import MlflowTracker, charts_page
 from autocompress.trackers.mlflow_run import MlflowRun, default_uri
 from tests.made import BASELINE, LAYERS, LIMITS, OBJECTIVES
 from tests.made_evidence import made_run
@@ -58,6 +58,12 @@ def test_the_parent_its_nested_runs_and_the_report_are_seen_in_the_mlflow_ui(bro
         browser.get(f"{pages}/{run.parent_run_id}")
         appears(browser, "Child runs")
         appears(browser, "Recommended: trial 7, 17.5x smaller")
+        picture = "const found = document.querySelector('img[src*=\"front.png\"]'); return found ? found.naturalWidth : 0"
+        WebDriverWait(browser, 30).until(lambda page: page.execute_script(picture) > 100, "no picture of the front")
+
+        browser.get(charts_page(f"http://127.0.0.1:{port}", run))
+        appears(browser, "Model metrics")
+        appears(browser, "Add chart")
 
         browser.get(f"{pages}/{run.parent_run_id}/artifacts/front.html")
         frame = WebDriverWait(browser, 60).until(lambda page: page.find_element(By.TAG_NAME, "iframe"))

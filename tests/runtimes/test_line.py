@@ -50,9 +50,9 @@ def test_from_search_to_verified_file(
     assert [str(result.status) for result in results] == ["complete", "complete"], [result.error for result in results]
     out = tmp_path / "out"
     assert call("export", tmp_path / "run", "--pick", "best", "-o", out, "--max-drop", "1") == 0
-    usage = (out / "README.txt").read_text().partition(f"It needs {runtime} and numpy, nothing else:\n\n")[2]
-    code = "\n".join(line[4:] for line in usage.partition("\npolicy.json")[0].splitlines())
-    code += "\nassert [len(part) for part in outputs] in ([1], [4])"  # of torch a tensor (1, 4), of others a list of arrays
+    usage = (out / "README.md").read_text().partition(f"It needs {runtime} and numpy, nothing else:\n\n```python\n")[2]
+    code = usage.partition("```")[0]
+    code += "assert [len(part) for part in outputs] in ([1], [4])"  # of torch a tensor (1, 4), of others a list of arrays
     subprocess.run([sys.executable, "-I", "-c", code], cwd=out, check=True)
     assert call("verify", out) == 0
     assert f"runs on {runtime} alone" in capsys.readouterr().out

@@ -129,7 +129,9 @@ def everything(client: MlflowClient, name: str = EXPERIMENT) -> dict[str, Any]:
             "status": run.info.status,
             "params": run.data.params,
             "tags": {
-                key: value for key, value in run.data.tags.items() if key not in ("autocompress.run", "mlflow.parentRunId")
+                key: value.replace(run.info.run_id, "its id")
+                for key, value in run.data.tags.items()
+                if key not in ("autocompress.run", "mlflow.parentRunId")
             },
             "metrics": run.data.metrics,
             "histories": {
@@ -211,6 +213,42 @@ def test_a_search_is_a_parent_with_a_nested_run_for_every_trial(folder: RunFolde
     assert "**Recommended: trial 1**, 17.5x smaller, 3.6x faster, accuracy 97.5%." in note
     assert "| **1** | **17.5x smaller** | **3.6x faster** | **97.5%** | **97.1% (96.2% to 97.8%)** |" in note
     assert note.count("\n| ") == 2 + len(front.members)
+    assert f"](get-artifact?path=front.png&run_uuid={parent.info.run_id})" in note
+
+
+def found_by(client: MlflowClient, query: str) -> set[int]:
+    """The trials that MLflow's search box shows for a query."""
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    return {int(run.data.tags["autocompress.trial"]) for run in client.search_runs([experiment.experiment_id], query)}
+
+
+def test_trials_are_found_by_their_tags(folder: RunFolder, uri: str) -> None:
+    tracker = tracker_of(folder, uri, limits=(Limit.parse("accuracy >= 0.96"),))
+    search(folder, tracker, made_results())
+    front = made_front(folder.results(), (Limit.parse("accuracy >= 0.96"),))
+    report(folder, front)
+    assert tracker.close(front) == 0
+    client = MlflowClient(tracking_uri=uri)
+    assert found_by(client, "tags.`autocompress.on_front` = 'true'") == {0, 1}
+    assert found_by(client, "tags.`autocompress.status` = 'failed'") == {3}
+    assert found_by(client, "tags.`autocompress.status` = 'stopped'") == {5}
+    assert found_by(client, "tags.`autocompress.limit_met` = 'true'") == {0, 1, 2}
+    assert found_by(client, "tags.`autocompress.limit_met` = 'false' and metrics.size_bytes < 10000") == {4}
+
+
+def test_datasets_are_known_by_what_is_in_them(folder: RunFolder, uri: str) -> None:
+    tracker = tracker_of(folder, uri, digests={"train": "0123456789ab"})
+    tracker.start()
+    assert tracker.close(None) == 0
+    client = MlflowClient(tracking_uri=uri)
+    run_id = MlflowRun.from_json(folder.mlflow_json.read_bytes()).parent_run_id
+    assert run_id is not None
+    parent = client.get_run(run_id)
+    inputs = parent.inputs.dataset_inputs if parent.inputs else []
+    digests = {entry.tags[0].value: entry.dataset.digest for entry in inputs}
+    assert digests["train"] == "0123456789ab"
+    assert len(digests["validation"]) == 8, "where it is not known, a digest of the size"
 
 
 def test_a_stopped_trial_keeps_its_rungs_and_what_was_known_at_them(folder: RunFolder, uri: str) -> None:

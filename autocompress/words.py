@@ -1,0 +1,44 @@
+"""Figures of trials in words, as they are shown while a search runs."""
+
+from datetime import timedelta
+
+
+def ratios(metrics: dict[str, float], baseline: dict[str, float]) -> list[str]:
+    """How much smaller and faster, as far as it is known: ``31.0x smaller``, ``3.40x faster``."""
+    found = []
+    if "size_bytes" in metrics:
+        found.append(f"{baseline['size_bytes'] / metrics['size_bytes']:.1f}x smaller")
+    if "latency_ms" in metrics:
+        found.append(f"{baseline['latency_ms'] / metrics['latency_ms']:.2f}x faster")
+    return found
+
+
+def gains(metrics: dict[str, float], baseline: dict[str, float]) -> str:
+    """``31.0x smaller, 3.40x faster, accuracy 0.9760`` of a complete trial."""
+    return ", ".join([*ratios(metrics, baseline), f"accuracy {metrics['accuracy']:.4f}"])
+
+
+def under_way(
+    refit_of: int | None, step: int | None, accuracy: float, metrics: dict[str, float], baseline: dict[str, float]
+) -> str:
+    """What a trial does: ``compressing``, then what was known at its latest rung, after `step` steps."""
+    start = "compressing" if refit_of is None else f"training trial {refit_of} further"
+    if step is None:
+        return start
+    parts = [*ratios(metrics, baseline), f"accuracy {accuracy:.4f} after {step} steps"]
+    return ", ".join(parts if refit_of is None else [start, *parts])
+
+
+def done(sampled: int, trials: int | None, refits: int, used: float, worker_seconds: float | None) -> str:
+    """``12/40, 3 trained further, 300/900 worker-seconds``; what the budget does not count is left out."""
+    parts = [f"{sampled}/{trials}" if trials is not None else str(sampled)]
+    if refits:
+        parts.append(f"{refits} trained further")
+    if worker_seconds is not None:
+        parts.append(f"{used:,.0f}/{worker_seconds:,.0f} worker-seconds")
+    return ", ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """``1:02:05``."""
+    return str(timedelta(seconds=round(seconds)))

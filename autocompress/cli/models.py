@@ -8,7 +8,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from autocompress.cli.shared import NothingHoldsError, new_console, print_line
+from autocompress.cli.shared import NothingHoldsError, State, new_console, print_line
+from autocompress.credentials import secrets_of
 from autocompress.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,11 +57,13 @@ def verify(*, folder: Path, run: Path | None) -> None:
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--tracking-uri", help="Another MLflow than the run was logged to.")
-def sync(*, run: Path, tracking_uri: str | None) -> None:
+@click.pass_obj
+def sync(state: State, *, run: Path, tracking_uri: str | None) -> None:
     """Write to MLflow what it missed of a run."""
     from autocompress.opened import open_run
     from autocompress.trackers.mlflow import sync as write_missing
 
+    state.secrets = secrets_of(tracking_uri)
     opened = open_run(run)
     if opened.is_under_way():
         raise InputError(f"a search is under way in {run}, which writes to MLflow by itself; sync when it has ended")

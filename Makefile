@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test docs bench-models lint install constraints
+.PHONY: demo test docs bench-models lint install constraints audit
 
 demo: install
 	$(BIN)/autocompress search experiments/mnist_vgg.py
@@ -46,3 +46,9 @@ constraints:
 	$(VENV)-fresh/bin/pip install --quiet '.[demo,dev]'
 	$(VENV)-fresh/bin/pip freeze --exclude autocompress --exclude pip --exclude setuptools | sed 's/+cpu$$//' > constraints.txt
 	rm -rf $(VENV)-fresh
+
+# Known vulnerabilities of the pinned versions. It asks the network, so it is no part of make test.
+audit:
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/pip install --quiet pip-audit==2.10.1
+	$(VENV)-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip

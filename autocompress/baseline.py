@@ -144,9 +144,9 @@ def load_baseline(folder: Path) -> Baseline:
         stored = json.loads((folder / "baseline.json").read_text())
         sums = stored["sha256"]
         return Baseline(
-            weights=load_tensors(_whole(folder / _WEIGHTS, sums)),
+            weights=load_tensors(_whole(folder, _WEIGHTS, sums)),
             layers=Layers.model_validate(stored["layers"]),
-            files={runtime: _whole(folder / name, sums) for runtime, name in stored["files"].items()},
+            files={runtime: _whole(folder, name, sums) for runtime, name in stored["files"].items()},
             metrics=stored["metrics"],
             target=Target.model_validate(stored["target"]),
         )
@@ -155,10 +155,12 @@ def load_baseline(folder: Path) -> Baseline:
         raise RunFolderError(f"the baseline in {folder} is damaged ({problem}); put it back, or start a new run") from error
 
 
-def _whole(file: Path, sums: dict[str, str]) -> bytes:
-    content = file.read_bytes()
-    if hashlib.sha256(content).hexdigest() != sums[file.name]:
-        raise ValueError(f"{file.name} is not as it was written")
+def _whole(folder: Path, name: str, sums: dict[str, str]) -> bytes:
+    if Path(name).name != name:
+        raise ValueError(f"{name!r} leads out of it")
+    content = (folder / name).read_bytes()
+    if hashlib.sha256(content).hexdigest() != sums[name]:
+        raise ValueError(f"{name} is not as it was written")
     return content
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from autocompress.compute import Standing, standings, used_seconds
+from autocompress.credentials import public_uri
 from autocompress.drivers import Driver
 from autocompress.errors import InputError, RunFolderError, unknown_name
 from autocompress.experiment import Experiment
@@ -20,7 +21,6 @@ from autocompress.report import write_report
 from autocompress.rivals import RIVALS, has_levels, rival_experiment
 from autocompress.run import conduct, look_for_mlflow
 from autocompress.trackers.mlflow import sync
-from autocompress.trackers.mlflow_run import public_uri
 
 _DONE = "rival.json"
 # In this order: with the last file in place the folder counts as a whole baseline.

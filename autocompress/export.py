@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from autocompress.errors import InputError, RunFolderError, UnknownNameError, unknown_name
+from autocompress.errors import ExportError, InputError, RunFolderError, UnknownNameError, unknown_name
 from autocompress.experiment import Experiment
+from autocompress.folder import write_whole
 from autocompress.front import USUAL_DROP, ParetoFront, Pick
 from autocompress.measure import Here, download_bytes, test_score
 from autocompress.model_card import model_card
 from autocompress.opened import Run
 from autocompress.result import Status, TrialResult
-from autocompress.runtimes import file_name, runtime_of
+from autocompress.runtimes import Runtime, file_name, runtime_of
 from autocompress.target import Target
-from autocompress.verify import CLAIMS, POLICY, README, Claims
+from autocompress.verify import CLAIMS, POLICY, README, Claims, look_into
 
 _PICKS: tuple[Pick, ...] = get_args(Pick)
 
@@ -31,16 +32,21 @@ def export(run: Run, pick: str, into: Path, *, max_drop: float | None, target: s
     front, experiment = run.front(), run.experiment()
     place = _place(experiment.target, target)
     result = choose(front, run.folder.results(), pick, max_drop=max_drop)
-    model = _content(run, result, file_name(experiment.target, place))
+    runtime = runtime_of(place)
+    model = _content(run, result, file_name(experiment.target, place), runtime)
     _make(into)
     claims = _claims(run, front, result, model, experiment, place)
-    runtime = runtime_of(place)
-    card = model_card(run, front, result, claims, runtime.load(model, place).inputs)
-    (into / runtime.file).write_bytes(model)
-    (into / POLICY).write_text(result.policy.to_json(indent=1))
-    (into / README).write_text(card)
+    try:
+        inputs = runtime.load(model, place).inputs
+    except ExportError as error:
+        raise RunFolderError(f"{run.folder.path} is damaged: the file of trial {result.number}: {error}") from error
+    card = model_card(run, front, result, claims, inputs)
+    # Links of an earlier export are replaced, not followed.
+    write_whole(into / runtime.file, model)
+    write_whole(into / POLICY, result.policy.to_json(indent=1))
+    write_whole(into / README, card)
     # Last: with its claims in place the folder counts as an exported model.
-    (into / CLAIMS).write_text(claims.to_json(indent=1))
+    write_whole(into / CLAIMS, claims.to_json(indent=1))
     return result
 
 
@@ -98,14 +104,18 @@ def _nothing_to_pick(front: ParetoFront, max_drop: float | None) -> str:
     return "no trial is complete yet: there is nothing to export"
 
 
-def _content(run: Run, result: TrialResult, name: str) -> bytes:
-    file = (run.folder.path / (result.model or "")).with_name(name)
+def _content(run: Run, result: TrialResult, name: str, runtime: Runtime) -> bytes:
+    if result.model is None:
+        raise RunFolderError(f"{run.folder.path} is damaged: the record names no file of trial {result.number}")
+    file = (run.folder.path / result.model).with_name(name)
     try:
-        return file.read_bytes()
+        content = file.read_bytes()
     except OSError as error:
         raise RunFolderError(
             f"{run.folder.path} is damaged: cannot read the file of trial {result.number} ({error})"
         ) from error
+    look_into(file, runtime)
+    return content
 
 
 def _make(into: Path) -> None:

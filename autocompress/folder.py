@@ -1,6 +1,7 @@
 """The run folder: where everything a search leaves behind lies, and under which name."""
 
 import fcntl
+import os
 import tempfile
 from pathlib import Path
 
@@ -99,6 +100,7 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path} already holds a run; go on with it by `autocompress resume {self.path}`, or choose another --run"
             )
+        self._stays_inside()
 
     def check(self) -> None:
         """Raises `RunFolderError` unless this is a run folder."""
@@ -106,6 +108,14 @@ class RunFolder:
             raise RunFolderError(f"no run folder {self.path}; `autocompress search FILE` makes one")
         if not self.run_json.exists():
             raise RunFolderError(f"{self.path} is no run folder: it has no run.json")
+        self._stays_inside()
+
+    def _stays_inside(self) -> None:
+        """Raises `RunFolderError` when something in it leads out of it: what we read or write there would be elsewhere."""
+        for here, folders, files in os.walk(self.path):
+            for path in (Path(here, name) for name in (*folders, *files)):
+                if path.is_symlink() and not path.resolve().is_relative_to(self.path):
+                    raise RunFolderError(f"{path} is a symbolic link that leads out of the run folder; put a copy in its place")
 
     def is_under_way(self) -> bool:
         """True while a process searches in this folder."""

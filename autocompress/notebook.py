@@ -11,7 +11,7 @@ from torch import nn
 
 from autocompress.baseline import as_tensors, load_split
 from autocompress.drivers import Driver
-from autocompress.errors import InputError, RunFolderError
+from autocompress.errors import InputError, RunFolderError, TrialError
 from autocompress.export import choose
 from autocompress.export import export as deliver
 from autocompress.opened import Options, Run, open_run
@@ -40,6 +40,8 @@ def search(
     targets: Sequence[str] = (),
     driver: Literal["tune", "local"] | Driver = "tune",
     tracking_uri: str | None = None,
+    storage: str | None = None,
+    study: str | None = None,
 ) -> "SearchRun":
     """What `autocompress search FILE` does, with its defaults; returns when the search has ended.
 
@@ -54,6 +56,8 @@ def search(
         driver=_driver(driver),
         tracking_uri=tracking_uri or default_uri(Path.cwd()),
         options=Options(space=space, trials=trials, minutes=minutes, seed=seed, limits=tuple(limits), targets=tuple(targets)),
+        storage=storage,
+        study=study,
     )
     return load_run(where)
 
@@ -158,9 +162,11 @@ class Model:
             raise RunFolderError(f"trial {self.number} has no checkpoint ({error.strerror}: {file})") from error
         experiment = self._run.experiment()
         train = as_tensors(load_split(experiment.task, "train"))
-        return student_of(
-            self.policy, experiment.task, self._run.baseline(), train, seed=self.result.seed, checkpoint=checkpoint
-        )
+        baseline, seed = self._run.baseline(), self.result.seed
+        try:
+            return student_of(self.policy, experiment.task, baseline, train, seed=seed, checkpoint=checkpoint)
+        except TrialError as error:
+            raise RunFolderError(f"{file} is damaged: {error}") from error
 
     def export(self, into: str | Path, *, target: str | None = None) -> Path:
         """What `autocompress export` writes: the file, its policy, its claims, its card. Returns the folder."""

@@ -53,10 +53,21 @@ class Options(Noun):
         return experiment
 
 
+class StudyNote(Noun):
+    """Which study a run works on that is not in its folder: the database (without credentials), the name of the study there.
+
+    `run` is what marks this run's trials.
+    """
+
+    storage: str
+    name: str
+    run: str
+
+
 class RunNote(Noun):
     """`run.json`: where a run came from. `experiment` is the path of its file, `started` seconds since the epoch.
 
-    `baseline_of` names the run of which this one is a rival.
+    `baseline_of` names the run of which this one is a rival, `study` the study if it is shared with others.
     """
 
     version: Literal[1] = 1
@@ -66,6 +77,7 @@ class RunNote(Noun):
     started: float
     versions: dict[str, str]
     baseline_of: str | None = None
+    study: StudyNote | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from enum import StrEnum
 
+from pydantic import field_validator
+
 from autocompress.noun import Noun
 from autocompress.policy import Policy
 
@@ -65,6 +67,13 @@ class TrialResult(Noun):
     model: str | None = None
     summary: str = ""
     refit_of: int | None = None
+
+    @field_validator("model")
+    @classmethod
+    def _inside(cls, model: str | None) -> str | None:
+        if model is not None and (not model or model.startswith("/") or ".." in model.split("/")):
+            raise ValueError("it leads out of the run folder")
+        return model
 
     @property
     def compute(self) -> float:

@@ -12,14 +12,16 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
+from uuid import uuid4
 
 import optuna
 
 from autocompress import nested
 from autocompress.baseline import Baseline, load_data, make_baseline
+from autocompress.credentials import CleanFormatter, public_uri, secrets_of
 from autocompress.drivers import Driver, Job, Site
 from autocompress.drivers.interrupt import INTERRUPTED, TERMINATED
-from autocompress.errors import InputError, RunFolderError, TaskError, TrialError
+from autocompress.errors import InputError, RunFolderError, TaskError, TrialError, UnreachableError
 from autocompress.experiment import Experiment, load_experiment
 from autocompress.folder import RunFolder, write_whole
 from autocompress.front import ParetoFront
@@ -27,14 +29,15 @@ from autocompress.importance import write_importance
 from autocompress.listeners import FrontFile, Listeners, Silent, View, Views
 from autocompress.measure import size_bytes, test_score
 from autocompress.mending import mend, with_study_mended
-from autocompress.opened import Options, Run, RunNote, open_run
+from autocompress.opened import Options, Run, RunNote, StudyNote, open_run
 from autocompress.report import write_report
 from autocompress.result import Status, TrialResult
 from autocompress.search import Search
 from autocompress.session_file import SessionFile
+from autocompress.shared import SharedStudy
+from autocompress.study import absolute, database_told, has_study, open_database
 from autocompress.trackers.jsonl import JsonlRecord
 from autocompress.trackers.mlflow import MlflowTracker, silence
-from autocompress.trackers.mlflow_run import public_uri
 
 _log = logging.getLogger(__name__)
 _NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
@@ -61,10 +64,14 @@ def run_search(
     driver: Driver,
     tracking_uri: str,
     options: Options | None = None,
+    storage: str | None = None,
+    study: str | None = None,
     view: View | None = None,
 ) -> ParetoFront:
     """Searches from the beginning, in a new run folder, and returns the front, scored on the test split.
 
+    With `storage`, the URL of a database, the study is kept there, under the name of the run folder; with `study` under that
+    name, also when there is one already: then the search joins those that work on it.
     Raises `InputError` for whatever the user can mend; then a run that had no trial leaves no run behind. Raises
     `KeyboardInterrupt` when it was interrupted before any trial was complete, `SystemExit` (143) when it was told to end by
     SIGTERM: then what has finished is kept, and nothing more is measured.
@@ -75,13 +82,28 @@ def run_search(
     if options.costs is not None:
         options = options.model_copy(update={"costs": str(Path(options.costs).resolve())})
     experiment = options.apply(load_experiment(experiment_file))
+    where = RunFolder(folder)
+    shared = _shared(storage, study, where)
     look_for_mlflow(tracking_uri, view)
     driver.check()
-    where = RunFolder(folder)
     where.create()
     with _only_here(where):
         where.create()  # again: another process may have begun a run here, and ended
-        return _begin(experiment_file, where, experiment, options, driver, tracking_uri, view)
+        return _begin(experiment_file, where, experiment, options, driver, tracking_uri, shared, storage, view)
+
+
+def _shared(storage: str | None, name: str | None, where: RunFolder) -> StudyNote | None:
+    """The study in the database that a new run works on. Raises `InputError` when there is one that was not asked for."""
+    if storage is None:
+        if name is not None:
+            raise InputError(f"the study {name!r} is looked for in a database: say in which (--storage)")
+        return None
+    chosen = name or where.path.name
+    if has_study(open_database(storage), chosen) and name is None:
+        raise InputError(
+            f"{public_uri(storage)} has a study {chosen!r}; join it by --study {chosen}, or give --study another name"
+        )
+    return StudyNote(storage=public_uri(absolute(storage)), name=chosen, run=uuid4().hex)
 
 
 def _begin(
@@ -91,6 +113,8 @@ def _begin(
     options: Options,
     driver: Driver,
     tracking_uri: str,
+    shared: StudyNote | None,
+    storage: str | None,
     view: View,
 ) -> ParetoFront:
     note = RunNote(
@@ -99,10 +123,11 @@ def _begin(
         tracking_uri=public_uri(tracking_uri),
         started=time.time(),
         versions={name: version(name) for name in _PACKAGES},
+        study=shared,
     )
     shutil.copyfile(experiment_file, where.experiment)
     try:
-        return _conduct(Run(where, note, Path(note.experiment)), experiment, driver, tracking_uri, view).front
+        return _conduct(Run(where, note, Path(note.experiment)), experiment, driver, tracking_uri, view, storage).front
     except RunFolderError:
         raise
     except InputError:
@@ -118,11 +143,13 @@ def resume(
     trials: int | None = None,
     minutes: float | None = None,
     tracking_uri: str | None = None,
+    storage: str | None = None,
     view: View | None = None,
 ) -> ParetoFront:
     """Goes on with a run that was interrupted or killed, or whose budget (`trials` in all, or `minutes` from now) is raised.
 
-    `tracking_uri` None is where the run was logged before. Raises as `run_search` does.
+    `tracking_uri` None is where the run was logged before, `storage` None the database that has its study, both without the
+    credentials that they were given with: those are not kept. Raises as `run_search` does.
     """
     view = view or Silent()
     run = open_run(folder)
@@ -130,6 +157,8 @@ def resume(
         raise InputError(
             f"{folder} is a rival of the run {run.note.baseline_of}; go on with it by `autocompress baseline` on that run"
         )
+    if storage is not None and run.note.study is None:
+        raise InputError(f"{folder} keeps its study in its own folder: leave out --storage")
     options, uri = run.note.options, tracking_uri or run.note.tracking_uri
     if trials is not None or minutes is not None:
         options = options.model_copy(update={"trials": trials, "minutes": minutes})
@@ -140,33 +169,51 @@ def resume(
     elif run.experiment_file.read_bytes() != run.folder.experiment.read_bytes():
         view.warn(f"{run.note.experiment} has changed since the run began (its earlier version is {run.folder.experiment})")
     experiment = run.experiment()
-    look_for_mlflow(uri, view)
+    if storage is None and run.note.study is not None:
+        try:
+            open_database(run.note.study.storage)
+        except UnreachableError as error:
+            raise UnreachableError(
+                f"{error}; credentials are not kept: give --storage again, or set PGUSER and PGPASSWORD"
+            ) from None
+    look_for_mlflow(uri, view, kept=tracking_uri is None)
     driver.check()
-    return conduct(run, experiment, driver, uri, view).front
+    return conduct(run, experiment, driver, uri, view, storage=storage).front
 
 
-def look_for_mlflow(uri: str, view: View) -> None:
-    """A server that is away is told, and costs nothing else. Raises `UnreachableError` for what can be no store."""
+def look_for_mlflow(uri: str, view: View, *, kept: bool = False) -> None:
+    """A server that is away is told, and costs nothing else. Raises `UnreachableError` for what can be no store.
+
+    A `uri` that was `kept` in the run folder has lost its credentials.
+    """
     problem = silence(uri)
     if problem is not None:
+        again = "; if it needs credentials, give --tracking-uri again: they are not kept" if kept else ""
         view.warn(
             f"MLflow at {public_uri(uri)} does not answer ({problem}); the search goes on without, and writes all that MLflow "
-            "has missed when it answers again, at the latest by `autocompress sync`"
+            f"has missed when it answers again, at the latest by `autocompress sync`{again}"
         )
 
 
-def conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str, view: View) -> Ended:
+def conduct(
+    run: Run, experiment: Experiment, driver: Driver, tracking_uri: str, view: View, *, storage: str | None = None
+) -> Ended:
     """Searches in the folder of `run`, from where its record ends, and finishes it. Raises as `run_search` does.
 
     A folder that has a baseline keeps it.
     """
     with _only_here(run.folder):
-        return _conduct(run, experiment, driver, tracking_uri, view)
+        return _conduct(run, experiment, driver, tracking_uri, view, storage)
 
 
-def _conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str, view: View) -> Ended:
+def _conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str, view: View, storage: str | None) -> Ended:
     folder = run.folder
-    with _disk_told(folder), _logging_to(folder.log):
+    storage = storage or (run.note.study.storage if run.note.study else None)
+    with (
+        _disk_told(folder),
+        _logging_to(folder.log, secrets_of(tracking_uri, storage)),
+        database_told(storage, folder.path),
+    ):
         write_whole(folder.run_json, run.note.to_json(indent=1))
         session = SessionFile(folder)
         view = Views(session, view)
@@ -193,7 +240,7 @@ def _conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str
             digests={split: nested.digest(*pair) for split, pair in data.items()},
         )
         with driver.session(job):
-            search = _search(run, job, driver, recorded, view)
+            search = _search(run, job, driver, recorded, view, storage)
             tracker.start()
             view.begin(experiment, baseline.metrics, recorded, spent=search.used_seconds - sum(r.compute for r in recorded))
             try:
@@ -216,14 +263,16 @@ def _conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str
         return Ended(front, interrupted=search.reason == INTERRUPTED)
 
 
-def _search(run: Run, job: Job, driver: Driver, recorded: Sequence[TrialResult], view: View) -> Search:
+def _search(run: Run, job: Job, driver: Driver, recorded: Sequence[TrialResult], view: View, storage: str | None) -> Search:
     prior, spent = None, 0.0
     if job.experiment.needs_prior:
         from autocompress.guidance import make_prior
 
         costs = run.note.options.costs
         prior, spent = make_prior(job, driver, costs=None if costs is None else Path(costs), view=view)
-    study = job.folder.study
+    study: Path | SharedStudy = job.folder.study
+    if storage is not None and (shared := run.note.study) is not None:
+        study = SharedStudy(open_database(storage), shared.name, shared.run)
 
     def search() -> Search:
         return Search(
@@ -236,7 +285,7 @@ def _search(run: Run, job: Job, driver: Driver, recorded: Sequence[TrialResult],
             spent=spent,
         )
 
-    return with_study_mended(search, study, view.warn)
+    return with_study_mended(search, study, view.warn) if isinstance(study, Path) else search()
 
 
 def _baseline(site: Site, driver: Driver) -> Baseline:
@@ -369,10 +418,10 @@ class _LogFile(logging.FileHandler):
 
 
 @contextmanager
-def _logging_to(file: Path) -> Iterator[None]:
-    """Whatever a library has to say goes to `file` and not over the progress."""
+def _logging_to(file: Path, secrets: tuple[str, ...]) -> Iterator[None]:
+    """Whatever a library has to say goes to `file` and not over the progress; `secrets` do not."""
     handler = _LogFile(file)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    handler.setFormatter(CleanFormatter("%(asctime)s %(name)s %(levelname)s %(message)s", secrets))
     root, ours = logging.getLogger(), logging.getLogger("autocompress")
     level = ours.level
     root.addHandler(handler)

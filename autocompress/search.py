@@ -31,7 +31,8 @@ from autocompress.refitting import (
 )
 from autocompress.result import Rung, Status, TrialResult
 from autocompress.sampling import SAMPLERS, asked_for, rehearse, sampled, sampler_named, start_params
-from autocompress.study import STUDY_NAME, open_journal, open_study
+from autocompress.shared import DUPLICATE, Share, SharedStudy
+from autocompress.study import open_journal, open_study
 
 if TYPE_CHECKING:
     from autocompress.prior import Prior
@@ -85,12 +86,16 @@ class Search:
     far. Told in order, the same seed gives the same policies, in one session or many. (A sampler object of the user's
     keeps its own random state, which a new session begins anew.) TPE goes by the latest 500 trials and the front.
 
+    **Shared studies.** Several searches may work on one study, each with a record of its own: together they run as many trials
+    as the budget says. Time and worker-seconds, halving, refits and the front are each one's own.
+
     **Rungs.** Every rung of a running trial is reported; the answer says whether the trial goes on. The best are asked for
     once more as refits, each a trial of its own with the parameters of the first: when the sampling is over and, of a budget
     of time, whenever refits have had less than their share of the compute since there are some to choose from.
 
     `prior` is what a guided space is given, `spent` the worker-seconds it took to make. `baseline` holds the metrics of
-    the uncompressed model, `study` the file of a journal or any Optuna storage. The time of the budget runs from here.
+    the uncompressed model, `study` the file of a journal, any Optuna storage, or a study that is shared with other searches.
+    The time of the budget runs from here.
     Raises `InputError` for what the user can mend: a metric or sampler that does not exist, a space that makes invalid
     policies, start parameters that the space does not have, a study of another search.
     """
@@ -101,7 +106,7 @@ class Search:
         layers: Layers,
         baseline: dict[str, float],
         *,
-        study: Path | BaseStorage,
+        study: Path | BaseStorage | SharedStudy,
         recorded: Sequence[TrialResult] = (),
         prior: "Prior | None" = None,
         spent: float = 0.0,
@@ -137,8 +142,14 @@ class Search:
         self._began = time.monotonic()
         halving = experiment.halving
         self._ladder = Ladder(halving, self._objectives, self._limits, baseline) if halving is not None else None
-        self._storage = open_journal(study) if isinstance(study, Path) else study
-        self._study = open_study(self._storage, experiment, study)
+        self._share: Share | None = None
+        if isinstance(study, SharedStudy):
+            self._storage = study.storage
+            self._study = open_study(self._storage, experiment, study.name, name=study.name)
+            self._share = Share(self._study, study.run, layers)
+        else:
+            self._storage = open_journal(study) if isinstance(study, Path) else study
+            self._study = open_study(self._storage, experiment, study)
         self._go_on(recorded)
         for params in start_params(experiment, prior):
             self._study.enqueue_trial(params, skip_if_exists=True)
@@ -197,7 +208,12 @@ class Search:
             if key in self._finished:
                 self._close(trial, self._finished[key])
             elif key in self._twins:
+                if self._share is not None:  # it does not count, and others count too
+                    first = next(number for number, one in self._running.items() if _key(one) == key)
+                    trial.set_user_attr(DUPLICATE, first)
                 self._twins[key].append(trial)
+            elif self._share is not None and self._share.repeats_anothers(trial, key):
+                pass
             else:
                 self._repeats = 0
                 if asked.refit_of is None:
@@ -251,22 +267,35 @@ class Search:
                 return trial
         if why is None:
             early = self._next_refit(self._to_refit()) if self._refit_is_due() else None
-            return early or self._study.ask()
+            return early or self._new()
         parent = self._to_refit()
         if parent is None and self._may_refit_more() and self._sampling_over(but_refits=False) is None:
-            return self._study.ask()  # no trial promises more by further training: its time is for others
+            return self._new()  # no trial promises more by further training: its time is for others
         refit = self._next_refit(parent)
         if refit is None:
             many = self._refitted()
             self._reason = f"{why}; {many} of the best were trained further" if many else why
         return refit
 
+    def _new(self) -> Trial | None:
+        """A trial that the sampler has still to fill in. Of a shared study it may turn out to be one too many."""
+        trial = self._study.ask()
+        if self._share is None or self._share.takes(trial, self._experiment.budget.trials):
+            return trial
+        return self._next()
+
+    @property
+    def _counted(self) -> int:
+        """The trials of the budget that are over or under way, whoever runs them."""
+        if self._share is not None:
+            return self._share.sampled(but=[trial.number for trial in self._pending])
+        return self._sampled + sum(asked.refit_of is None for asked in self._running.values())
+
     def _sampling_over(self, *, but_refits: bool = True) -> str | None:
         """Why nothing more is sampled; with `but_refits`, also when the rest of the time is theirs."""
         budget, refit = self._experiment.budget, self._experiment.refit
         share = 1.0 if refit is None or not but_refits else 1 - refit.share
-        running = sum(asked.refit_of is None for asked in self._running.values())
-        if budget.trials is not None and self._sampled + running >= budget.trials:
+        if budget.trials is not None and self._counted >= budget.trials:
             return f"the budget of {budget.trials} trials is used up"
         if budget.minutes is not None and time.monotonic() >= self._began + 60 * budget.minutes * share:
             return f"the time of {budget.minutes:g} minutes is up"
@@ -353,19 +382,17 @@ class Search:
         return min(steps, int(max(0.0, min(left) - rest) / max(a_step, 1e-6)))
 
     def _refit_trial(self, parent: TrialResult, policy: Policy) -> Trial:
-        trials = self._study.get_trials(deepcopy=False)
-        numbers = self._refits.setdefault(parent.number, [])
-        numbers.append(len(trials))
-        stored = trials[parent.number]
-        asked = Asked(number=len(trials), policy=policy, seed=0, refit_of=parent.number)
+        stored = self._study.get_trials(deepcopy=False)[parent.number]
         template = create_trial(
             state=TrialState.RUNNING,
             params=stored.params,
             distributions=stored.distributions,
-            user_attrs={"refit_of": parent.number, "key": _key(asked), "policy": policy.to_json()},
+            user_attrs={"refit_of": parent.number, "policy": policy.to_json(), **(self._share.mark if self._share else {})},
         )
-        study = self._storage.get_study_id_from_name(STUDY_NAME)
-        return Trial(self._study, self._storage.create_new_trial(study, template_trial=template))
+        study = self._storage.get_study_id_from_name(self._study.study_name)
+        trial = Trial(self._study, self._storage.create_new_trial(study, template_trial=template))
+        self._refits.setdefault(parent.number, []).append(trial.number)
+        return trial
 
     def _policy_of(self, trial: Trial) -> Policy:
         """What the trial was stored with, or else what the space makes of it."""
@@ -421,7 +448,7 @@ class Search:
         state = STATES[result.status]
         values = None
         if trial.number != result.number:
-            trial.set_user_attr("duplicate_of", result.number)
+            trial.set_user_attr(DUPLICATE, result.number)
         if state is TrialState.COMPLETE:
             values = [result.metrics[objective.metric] for objective in self._objectives]
             # What training may bring within a limit, the sampler is not to keep away from.
@@ -450,14 +477,20 @@ class Search:
                 if result.refit_of is not None:
                     self._refits.setdefault(result.refit_of, []).append(result.number)
         trials = self._study.get_trials(deepcopy=False)
-        for _ in range(len(trials), max(results, default=-1) + 1):
+        last = max(results, default=-1)
+        if self._share is not None and last >= len(trials):
+            raise InputError(
+                f"the study {self._study.study_name!r} has {len(trials)} trials, the record of this run one numbered {last}: "
+                "it is not the study that this run worked on"
+            )
+        for _ in range(len(trials), last + 1):
             # Keeps the number. Without parameters a complete trial would end TPE's joint sampling.
             self._study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={"error": _LOST}))
         for trial in trials:
-            if trial.state.is_finished():
+            if trial.state.is_finished() or (self._share is not None and not self._share.is_mine(trial)):
                 continue
             known = results.get(trial.number)
-            key = trial.user_attrs.get("key") if "policy" in trial.user_attrs else None
+            key = _stored_key(trial)
             if known is not None and key != _key(known):
                 self._storage.set_trial_user_attr(self._id(trial), "error", _LOST)
                 self._storage.set_trial_state_values(self._id(trial), TrialState.FAIL)
@@ -471,7 +504,7 @@ class Search:
                     self._refits.setdefault(parent, []).append(trial.number)
 
     def _id(self, trial: FrozenTrial) -> int:
-        study = self._storage.get_study_id_from_name(STUDY_NAME)
+        study = self._storage.get_study_id_from_name(self._study.study_name)
         return self._storage.get_trial_id_from_study_id_trial_number(study, trial.number)
 
 
@@ -479,6 +512,14 @@ def _key(trial: Asked | TrialResult) -> str:
     """What trials that would come to the same share; a refit shares it with none, for its seed is its own."""
     key = trial.policy.key()
     return key if trial.refit_of is None else f"{key}-{trial.refit_of}-{trial.number}"
+
+
+def _stored_key(trial: FrozenTrial) -> str | None:
+    """What `_key` gave for a trial of the study; None when its policy was not made yet."""
+    policy, refit_of = trial.user_attrs.get("policy"), trial.user_attrs.get("refit_of")
+    if policy is None or refit_of is None:
+        return trial.user_attrs.get("key") if policy is not None else None
+    return _key(Asked(trial.number, Policy.from_json(policy, source=f"trial {trial.number} of the study"), 0, refit_of))
 
 
 def _check(experiment: Experiment, baseline: dict[str, float]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from autocompress import nested
 from autocompress.baseline import load_split
-from autocompress.errors import InputError, TaskError
+from autocompress.errors import ExportError, InputError, TaskError
 from autocompress.front import TestScore
 from autocompress.lane import Lane
 from autocompress.measure import checked_score, download_bytes
@@ -22,7 +22,7 @@ from autocompress.nested import Nested
 from autocompress.noun import Noun
 from autocompress.opened import open_run
 from autocompress.result import Environment
-from autocompress.runtimes import file_name, runtime_of
+from autocompress.runtimes import Runtime, file_name, runtime_of
 from autocompress.runtimes.machine import environment
 from autocompress.runtimes.openvino import SETTINGS
 from autocompress.runtimes.slot import INPUT, OUTPUT
@@ -96,6 +96,8 @@ def verify(folder: Path, *, run: Path | None = None) -> list[Checked]:
     if not baseline.is_file():
         raise InputError(f"{opened.folder.path} is damaged: it has no baseline/{baseline.name}; start a new run")
     inputs, targets = load_split(experiment.task, "test")
+    for one in (file, baseline):
+        look_into(one, runtime)
     content, alone = file.read_bytes(), f"runs on {runtime.package} alone"
     checked = [
         _exact("sha256", claims.sha256[:12], hashlib.sha256(content).hexdigest()[:12]),
@@ -135,6 +137,15 @@ def verify(folder: Path, *, run: Path | None = None) -> list[Checked]:
         _accuracy(claims, accuracy, nested.count(targets), {runtime.package: scored["version"]}),
         _latency(claims, timed),
     ]
+
+
+def look_into(file: Path, runtime: Runtime) -> None:
+    """Raises `InputError` for a file that would read others or run code of its own. Who runs it without us does not look."""
+    try:
+        if runtime.check is not None:
+            runtime.check(file.read_bytes())
+    except ExportError as error:
+        raise InputError(f"{file} is refused: {error}") from error
 
 
 def can_verify(target: Target) -> bool:

@@ -1,6 +1,7 @@
 """What many tests share: the toy task, trained once."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from autocompress.drivers.local import LocalDriver
 from autocompress.run import run_search
 from autocompress.target import Target
 from autocompress.testing import ToyTask
+from tests.servers import Postgres, postgres_serving
 from tests.toy import write_experiment
 
 
@@ -54,3 +56,10 @@ def toy_run(tracking_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Path
     file = write_experiment(folder)
     run_search(file, folder / "run", driver=LocalDriver(), tracking_uri=tracking_uri)
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL for all tests that want one."""
+    with postgres_serving() as server:
+        yield server

@@ -1,16 +1,23 @@
-"""Real MLflow servers for tests."""
+"""Real MLflow and PostgreSQL servers for tests."""
 
+import getpass
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+import psycopg
+import pytest
 
 
 def free_port() -> int:
@@ -51,3 +58,64 @@ def _answers(port: int) -> bool:
             return True
     except (urllib.error.URLError, OSError):
         return False
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """A PostgreSQL that answers on 127.0.0.1 to one user, by password."""
+
+    port: int
+    user: str = "tester"
+    password: str = "Pass-w0rd-of-postgres"
+
+    def url(self, database: str, *, password: str | None = None) -> str:
+        return f"postgresql://{self.user}:{password or self.password}@127.0.0.1:{self.port}/{database}"
+
+    def new(self, database: str) -> str:
+        """Makes a database; its URL."""
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{database}"')
+        return self.url(database)
+
+
+@contextmanager
+def postgres_serving() -> Iterator[Postgres]:
+    """A PostgreSQL of its own, that forgets all at the end. As root it runs as the user postgres: it refuses root."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    found = programs[-1].parent if programs else Path(shutil.which("initdb") or "").parent
+    if not (found / "initdb").exists() or not (found / "postgres").exists():
+        assert not os.environ.get("CI"), "there is no PostgreSQL"
+        pytest.skip("there is no PostgreSQL: apt-get install postgresql")
+    user = "postgres" if os.geteuid() == 0 else getpass.getuser()
+    server = Postgres(free_port())
+    with tempfile.TemporaryDirectory(prefix="autocompress-postgres-") as scratch:
+        home, secret = Path(scratch), Path(scratch) / "password"
+        secret.write_text(server.password)
+        log = home / "server.log"
+        log.touch()
+        for path in (home, secret, log):
+            shutil.chown(path, user)
+        data = ["-D", str(home / "data")]
+        made = [*data, "-U", server.user, "--auth=scram-sha-256", f"--pwfile={secret}", "--no-sync", "--locale=C", "-E", "UTF8"]
+        subprocess.run([found / "initdb", *made], check=True, capture_output=True, user=user, cwd=home)
+        options = ["-p", str(server.port), "-h", "127.0.0.1", "-k", str(home), "-c", "fsync=off", "-c", "max_connections=50"]
+        with log.open("ab") as file:
+            process = subprocess.Popen([found / "postgres", *data, *options], stdout=file, stderr=file, user=user, cwd=home)
+        try:
+            deadline = time.monotonic() + 60
+            while not _accepts(server):
+                assert process.poll() is None, log.read_text()[-2000:]
+                assert time.monotonic() < deadline, f"the server does not come up: {log.read_text()[-2000:]}"
+                time.sleep(0.1)
+            yield server
+        finally:
+            process.send_signal(signal.SIGINT)  # without waiting for who is connected
+            process.wait(30)
+
+
+def _accepts(server: Postgres) -> bool:
+    try:
+        psycopg.connect(server.url("postgres"), connect_timeout=2).close()
+    except psycopg.OperationalError:
+        return False
+    return True

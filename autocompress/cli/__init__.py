@@ -14,6 +14,7 @@ import click
 from autocompress import __version__
 from autocompress.cli import compare, front, mlflow, models, preparations, searches, status
 from autocompress.cli.shared import NothingHoldsError, State
+from autocompress.credentials import cleaned
 from autocompress.errors import AutocompressError, InputError
 
 _INTERRUPTED = 130
@@ -86,7 +87,8 @@ def _leaving_on_sigterm() -> Iterator[None]:
 
 def _complain(text: str, state: State, code: int) -> int:
     if state.debug and sys.exc_info()[0] is not None:
-        traceback.print_exc()
+        click.echo(cleaned(traceback.format_exc(), *state.secrets), err=True, nl=False)
+    text = cleaned(text, *state.secrets)
     click.echo(f"error: {' '.join(text.split())}" if code != _INTERRUPTED else text, err=True)
     return code
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from autocompress.cli.shared import json_option, print_json
+from autocompress.cli.shared import State, json_option, print_json
+from autocompress.credentials import public_uri, secrets_of
 from autocompress.errors import InputError, RunFolderError
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--port", type=click.IntRange(1, 65535), help="Where it listens. [default: 5000, or any that is free]")
 @click.option("--tracking-uri", help="Another MLflow than the run was logged to.")
-def ui(*, run: Path, port: int | None, tracking_uri: str | None) -> None:
+@click.pass_obj
+def ui(state: State, *, run: Path, port: int | None, tracking_uri: str | None) -> None:
     """Open MLflow at the page of a run.
 
     Starts MLflow on the store that the run was logged to, for this machine alone, until Ctrl-C. Where that is a server
@@ -29,6 +31,7 @@ def ui(*, run: Path, port: int | None, tracking_uri: str | None) -> None:
     from autocompress.trackers.mlflow_run import absolute_uri
     from autocompress.trackers.mlflow_server import serving
 
+    state.secrets = secrets_of(tracking_uri)
     folder = RunFolder(run)
     folder.check()
     known = noted(folder)
@@ -37,7 +40,8 @@ def ui(*, run: Path, port: int | None, tracking_uri: str | None) -> None:
     if known.parent_run_id is None:
         raise RunFolderError(f"{run} is not in MLflow yet; write it by `autocompress sync {run}`")
     if uri.startswith(("http://", "https://")):
-        _show(run_page(uri, known), charts_page(uri, known))
+        server = public_uri(uri)
+        _show(run_page(server, known), charts_page(server, known))
         return
     click.echo("starting MLflow, which takes some seconds ...", err=True)
     with serving(uri, port) as (address, process):
@@ -66,7 +70,8 @@ def _show(page: str, charts: str) -> None:
 )
 @click.option("--tracking-uri", help="Another MLflow than the run was logged to.")
 @json_option("One JSON document.")
-def promote(*, run: Path, trial: str, alias: str, tracking_uri: str | None, as_json: bool) -> None:
+@click.pass_obj
+def promote(state: State, *, run: Path, trial: str, alias: str, tracking_uri: str | None, as_json: bool) -> None:
     """Give the model of a trial an alias in MLflow's registry.
 
     TRIAL is a number, or knee, smallest, fastest or best. The model is registered if it is not yet.
@@ -74,6 +79,7 @@ def promote(*, run: Path, trial: str, alias: str, tracking_uri: str | None, as_j
     from autocompress.export import choose
     from autocompress.trackers.mlflow import promote as give
 
+    state.secrets = secrets_of(tracking_uri)
     opened = _ended(run, "promote")
     front = opened.front()
     result = choose(front, opened.folder.results(), trial, max_drop=None)
@@ -90,10 +96,12 @@ def promote(*, run: Path, trial: str, alias: str, tracking_uri: str | None, as_j
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--tracking-uri", help="Another MLflow than the run was logged to.")
-def sync(*, run: Path, tracking_uri: str | None) -> None:
+@click.pass_obj
+def sync(state: State, *, run: Path, tracking_uri: str | None) -> None:
     """Write to MLflow what it missed of a run."""
     from autocompress.trackers.mlflow import sync as write_missing
 
+    state.secrets = secrets_of(tracking_uri)
     opened = _ended(run, "sync")
     front = opened.front() if opened.folder.front_json.exists() else None
     count = write_missing(opened.folder, front, layers=opened.baseline().layers, uri=tracking_uri)

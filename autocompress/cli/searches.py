@@ -7,6 +7,7 @@ from rich.console import Console
 
 from autocompress.cli.front import show_front
 from autocompress.cli.shared import State, driver_named, json_option, new_console, print_json, print_line
+from autocompress.credentials import secrets_of
 
 
 @click.command()
@@ -20,6 +21,8 @@ from autocompress.cli.shared import State, driver_named, json_option, new_consol
 @click.option("--address", help="Join the Ray cluster at this address (`auto` on one of its nodes).")
 @click.option("--concurrency", type=int, help="At most so many trials at once.")
 @click.option("--tracking-uri", help="Where MLflow keeps its runs. [default: sqlite:///<this folder>/mlflow.db]")
+@click.option("--storage", help="Keep the study in this database, e.g. postgresql://HOST/NAME, instead of the run folder.")
+@click.option("--study", help="Its name there; the search joins one that exists. [default: the run folder's name]")
 @click.option("--seed", type=int, help="A seed instead of the experiment's.")
 @click.option("--limit", "limits", multiple=True, help="Instead of the experiment's, e.g. 'size <= 100 kB'. May be repeated.")
 @click.option("--target", "targets", multiple=True, help="Where it will run, e.g. openvino-cpu:2threads. May be repeated.")
@@ -40,6 +43,8 @@ def search(
     address: str | None,
     concurrency: int | None,
     tracking_uri: str | None,
+    storage: str | None,
+    study: str | None,
     seed: int | None,
     limits: tuple[str, ...],
     targets: tuple[str, ...],
@@ -54,7 +59,7 @@ def search(
     from autocompress.trackers.mlflow_run import default_uri
 
     folder = run or usual_folder(file)
-    state.log = folder / "autocompress.log"
+    state.log, state.secrets = folder / "autocompress.log", secrets_of(tracking_uri, storage)
     chosen = driver_named(driver, address, concurrency)
     options = Options(
         space=space,
@@ -74,6 +79,8 @@ def search(
             driver=chosen,
             tracking_uri=tracking_uri or default_uri(Path.cwd()),
             options=options,
+            storage=storage,
+            study=study,
             view=view,
         )
     show_front(console, folder, as_json=as_json)
@@ -86,7 +93,8 @@ def search(
 @click.option("--driver", default="tune", show_default=True, help="tune: many trials at once, on Ray. local: one by one.")
 @click.option("--address", help="Join the Ray cluster at this address (`auto` on one of its nodes).")
 @click.option("--concurrency", type=int, help="At most so many trials at once.")
-@click.option("--tracking-uri", help="Log to another MLflow than before.")
+@click.option("--tracking-uri", help="Log to another MLflow than before, or to the same with the credentials it needs.")
+@click.option("--storage", help="The database that has the study, with the credentials it needs: they are not kept.")
 @click.option("--quiet", is_flag=True, help="No progress, only the front.")
 @json_option("A line of JSON for each finished trial, and one for the front.")
 @click.pass_obj
@@ -100,6 +108,7 @@ def resume(
     address: str | None,
     concurrency: int | None,
     tracking_uri: str | None,
+    storage: str | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -107,11 +116,11 @@ def resume(
     from autocompress.progress import open_view
     from autocompress.run import resume as go_on
 
-    state.log = run / "autocompress.log"
+    state.log, state.secrets = run / "autocompress.log", secrets_of(tracking_uri, storage)
     chosen = driver_named(driver, address, concurrency)
     console = new_console()
     with open_view(console, quiet=quiet, heard=print_json if as_json else None) as view:
-        go_on(run, driver=chosen, trials=trials, minutes=minutes, tracking_uri=tracking_uri, view=view)
+        go_on(run, driver=chosen, trials=trials, minutes=minutes, tracking_uri=tracking_uri, storage=storage, view=view)
     show_front(console, run, as_json=as_json)
 
 
@@ -146,7 +155,7 @@ def baseline(
     from autocompress.baselines import run_baselines
     from autocompress.progress import open_view
 
-    state.log = run / "autocompress.log"
+    state.log, state.secrets = run / "autocompress.log", secrets_of(tracking_uri)
     chosen = driver_named(driver, address, concurrency)
     console = new_console()
     with open_view(console, quiet=quiet, heard=print_json if as_json else None) as view:

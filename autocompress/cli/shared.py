@@ -28,10 +28,11 @@ _PIPE_WIDTH = 200
 
 @dataclass
 class State:
-    """What the commands share: whether to show tracebacks, and where the log of the run is."""
+    """What the commands share: whether to show tracebacks, where the log of the run is, and what no error may show."""
 
     debug: bool = False
     log: Path | None = None
+    secrets: tuple[str, ...] = ()
 
 
 class NothingHoldsError(Exception):

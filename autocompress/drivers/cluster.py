@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import RayError
 
+from autocompress.credentials import CleanFormatter
 from autocompress.errors import ExperimentError, UnreachableError
 from autocompress.folder import RunFolder
 from autocompress.target import Target
@@ -39,7 +41,7 @@ _SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 _LOCAL_SETTINGS = {
-    # One user, one machine; with tokens Ray would want to write to the home folder.
+    # It listens to this machine alone; with tokens Ray would want to write to the home folder.
     "RAY_AUTH_MODE": "disabled",
     # Ray would give every process low priority, the latency lane too; trainers take it themselves.
     "RAY_worker_niceness": "0",
@@ -141,13 +143,29 @@ def _as_workers_see(file: Path) -> Path:
 
 
 def _start(environment: dict[str, Any]) -> None:
-    ray.init(
-        address="local",  # by default Ray would join any cluster that runs on this machine
-        resources={LANE: 1},
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env=environment,
-    )
+    with _loopback():
+        ray.init(
+            address="local",  # by default Ray would join any cluster that runs on this machine
+            resources={LANE: 1},
+            include_dashboard=False,
+            log_to_driver=False,
+            runtime_env=environment,
+        )
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Ray that starts meanwhile listens to this machine alone: 127.0.0.1, as it does by itself on macOS and Windows.
+
+    On Linux it would listen on every interface, and run what anyone sends. It has no option for that: it takes a
+    `_node_ip_address` of 127.0.0.1 for the machine's address in its network.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _join(address: str, environment: dict[str, Any]) -> None:
@@ -228,6 +246,7 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
 def _logged_to(path: Path) -> Iterator[None]:
     logger = logging.getLogger("ray")
     file = logging.FileHandler(path)
+    file.setFormatter(CleanFormatter())
     handlers, level = logger.handlers[:], logger.level
     logger.handlers[:] = [file]
     try:

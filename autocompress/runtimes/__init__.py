@@ -14,12 +14,14 @@ from torch import nn
 from autocompress.errors import InputError, unknown_name
 from autocompress.nested import Nested
 from autocompress.runtimes import onnxruntime, openvino, torch_compiled, torch_eager
+from autocompress.runtimes.onnx_file import check_alone
 from autocompress.runtimes.onnx_layer import layer_file
 from autocompress.runtimes.onnx_pack import forms
 from autocompress.runtimes.onnxruntime import OnnxSession
 from autocompress.runtimes.onnxruntime import export as export_onnx
 from autocompress.runtimes.openvino import OpenVinoSession
 from autocompress.runtimes.openvino import export as export_openvino
+from autocompress.runtimes.pt2_file import check_plain
 from autocompress.runtimes.single import SingleLayer
 from autocompress.runtimes.slot import Slot
 from autocompress.runtimes.torch_compiled import CompiledSession
@@ -43,7 +45,8 @@ class Runtime:
     `file` is what files are called, `usage` Python that runs one, for who has no autocompress: ``{file}`` in it stands for the
     name, ``{inputs}`` for a dictionary of inputs, ``{call}`` for how torch is given it. `package` is all that such a process
     needs beside numpy; None where files run elsewhere. `single` is None where nobody has written it: then a layer's time is
-    guessed by its multiply-accumulates.
+    guessed by its multiply-accumulates. `check(file content)` raises `ExportError` for a file that would read others or run
+    code of its own; None where `load` alone reads files, and sees to that.
     """
 
     export: Callable[[nn.Module, Nested], bytes]
@@ -52,6 +55,7 @@ class Runtime:
     file: str = "model.onnx"
     package: str | None = None
     usage: str = ""
+    check: Callable[[bytes], None] | None = None
 
 
 _RUNTIMES = {
@@ -61,11 +65,26 @@ _RUNTIMES = {
         single=SingleLayer(file=layer_file, forms=forms),
         package="onnxruntime",
         usage=onnxruntime.USAGE,
+        check=check_alone,
     ),
-    "openvino": Runtime(export=export_openvino, load=OpenVinoSession, package="openvino", usage=openvino.USAGE),
-    "torch": Runtime(export=export_torch, load=TorchSession, file=torch_eager.FILE, package="torch", usage=torch_eager.USAGE),
+    "openvino": Runtime(
+        export=export_openvino, load=OpenVinoSession, package="openvino", usage=openvino.USAGE, check=check_alone
+    ),
+    "torch": Runtime(
+        export=export_torch,
+        load=TorchSession,
+        file=torch_eager.FILE,
+        package="torch",
+        usage=torch_eager.USAGE,
+        check=check_plain,
+    ),
     "torch-compiled": Runtime(
-        export=export_torch, load=CompiledSession, file=torch_eager.FILE, package="torch", usage=torch_compiled.USAGE
+        export=export_torch,
+        load=CompiledSession,
+        file=torch_eager.FILE,
+        package="torch",
+        usage=torch_compiled.USAGE,
+        check=check_plain,
     ),
 }
 _BUILT_IN = frozenset(_RUNTIMES)

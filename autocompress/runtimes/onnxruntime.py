@@ -6,6 +6,7 @@ from torch import nn
 from autocompress import nested
 from autocompress.errors import ExportError
 from autocompress.nested import Nested
+from autocompress.runtimes.onnx_file import check_alone
 from autocompress.runtimes.onnx_graph import to_onnx
 from autocompress.runtimes.onnx_pack import pack
 from autocompress.runtimes.slot import OUTPUT, Slot, by_slot
@@ -39,6 +40,7 @@ class OnnxSession:
     """A loaded file: arrays in, arrays out. Raises `ExportError` when ONNX Runtime refuses the file."""
 
     def __init__(self, model: bytes, target: Target) -> None:
+        check_alone(model)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = target.threads

@@ -15,6 +15,7 @@ from torch import nn
 from autocompress import nested
 from autocompress.errors import ExportError, InputError
 from autocompress.nested import Nested
+from autocompress.runtimes.onnx_file import check_alone
 from autocompress.runtimes.onnx_graph import to_onnx
 from autocompress.runtimes.onnx_pack import pack
 from autocompress.runtimes.slot import OUTPUT, Slot, by_slot
@@ -63,6 +64,7 @@ class OpenVinoSession:
     def __init__(self, model: bytes, target: Target) -> None:
         if target.device != "cpu":
             raise InputError(f"the runtime openvino runs on the device 'cpu', given {target.device!r}")
+        check_alone(model)
         core = _core()
         try:
             compiled = core.compile_model(core.read_model(model), "CPU", SETTINGS | {"INFERENCE_NUM_THREADS": target.threads})

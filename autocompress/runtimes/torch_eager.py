@@ -24,6 +24,7 @@ from autocompress import nested
 from autocompress.errors import ExportError
 from autocompress.graph import BatchNorm, module_of, norm_after, settle_attributes, trace
 from autocompress.nested import Nested
+from autocompress.runtimes.pt2_file import check_plain
 from autocompress.runtimes.slot import INPUT, Slot, by_slot
 from autocompress.student import (
     ActivationQuantizer,
@@ -222,6 +223,7 @@ def _deflated(content: bytes) -> bytes:
 
 
 def _loaded(model: bytes, target: Target) -> ExportedProgram:
+    check_plain(model)
     try:
         program = torch.export.load(io.BytesIO(model))
         return program if target.device == "cpu" else move_to_device_pass(program, target.device)

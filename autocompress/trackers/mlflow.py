@@ -18,6 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from autocompress.credentials import cleaned, public_uri, secrets_of
 from autocompress.errors import InputError, RunFolderError, UnreachableError
 from autocompress.folder import RunFolder, write_whole
 from autocompress.front import ParetoFront
@@ -25,7 +26,7 @@ from autocompress.layer import Layers
 from autocompress.objective import Limit, Objective
 from autocompress.result import Rung, TrialResult
 from autocompress.trackers.growth import Growth, preparation_of
-from autocompress.trackers.mlflow_run import MlflowRun, absolute_uri, public_uri, sqlite_file
+from autocompress.trackers.mlflow_run import MlflowRun, absolute_uri, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -173,7 +174,7 @@ class MlflowTracker:
                 self._written.add(result.number)
                 store.log_growth(point)
             except Exception as error:  # noqa: BLE001  # whatever MLflow, a network or a database raises: the record has it all
-                _log.warning("MLflow at %s: %s; trying again in a minute", self._run.tracking_uri, one_line(error))
+                _log.warning("MLflow at %s: %s; trying again in a minute", self._run.tracking_uri, one_line(error, self._uri))
                 _log.debug("the whole of it", exc_info=True)
                 store, away_until = None, time.monotonic() + _PAUSE_SECONDS
         self._finish(store)
@@ -187,7 +188,7 @@ class MlflowTracker:
             self._run = _with_trials(self._run, store)
             _write(self._folder, self._run)
         except Exception as error:  # noqa: BLE001  # as above; it is tried once more at the end
-            _log.warning("MLflow at %s: %s", self._run.tracking_uri, one_line(error))
+            _log.warning("MLflow at %s: %s", self._run.tracking_uri, one_line(error, self._uri))
             _log.debug("the whole of it", exc_info=True)
             return None
         return store
@@ -205,7 +206,7 @@ class MlflowTracker:
             store.log_all(results, preparation_of(self._folder))
             store.finish(self._folder, self._front)
         except Exception as error:  # noqa: BLE001  # as above
-            self._complaint = one_line(error)
+            self._complaint = one_line(error, self._uri)
             _log.warning("MLflow at %s: %s", self._run.tracking_uri, self._complaint)
             _log.debug("the whole of it", exc_info=True)
         written = self._written | (store.written if store else set())
@@ -228,7 +229,9 @@ def sync(folder: RunFolder, front: ParetoFront | None, *, layers: Layers, uri: s
         _write(folder, _with_trials(run, store))
         store.finish(folder, front)
     except Exception as error:
-        raise UnreachableError(f"MLflow at {public_uri(uri)} did not take everything: {one_line(error)}; try again") from error
+        raise UnreachableError(
+            f"MLflow at {public_uri(uri)} did not take everything: {one_line(error, uri)}; try again"
+        ) from error
     return count
 
 
@@ -327,15 +330,18 @@ def charts_page(server: str, run: MlflowRun) -> str:
     return f"{server.rstrip('/')}/#/experiments/{run.experiment_id}/runs?compareRunsMode=CHART"
 
 
-def one_line(error: BaseException) -> str:
-    """What went wrong: the first line, of the network's or disk's own error if there is one, short and without credentials."""
+def one_line(error: BaseException, *uris: str) -> str:
+    """What went wrong: the first line, of the network's or disk's own error if there is one, short and without credentials.
+
+    Those of `uris` are not shown wherever they stand.
+    """
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, OSError):
             error = link
         link = link.__cause__ or link.__context__
     text = str(error).strip().split("\n")[0] or type(error).__name__
-    return " ".join(public_uri(word) if "://" in word else word for word in text.split())[:300]
+    return cleaned(" ".join(text.split()), *secrets_of(*uris))[:300]
 
 
 def _open(folder: RunFolder, uri: str, run: MlflowRun, layers: Layers) -> "tuple[Store, MlflowRun]":
@@ -398,4 +404,4 @@ def _ask(client: "type[MlflowClient]", uri: str, problem: list[str]) -> None:
     try:
         client(tracking_uri=uri).search_experiments(max_results=1)
     except Exception as error:  # noqa: BLE001  # whatever it is, it is told in one line
-        problem.append(one_line(error))
+        problem.append(one_line(error, uri))

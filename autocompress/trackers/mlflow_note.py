@@ -1,5 +1,6 @@
 """The front in Markdown, for the description of an MLflow run."""
 
+import html
 from collections.abc import Mapping
 
 from autocompress.front import ParetoFront, Spread
@@ -48,7 +49,7 @@ def note(front: ParetoFront, compute: Mapping[str, float], *, picture: str | Non
 def _row(result: TrialResult, front: ParetoFront, mark: str) -> str:
     base, metrics, score = front.baseline, result.metrics, front.test.get(result.number)
     spread = front.spread.get(result.number)
-    summary = result.summary.replace("|", "\\|")
+    summary = html.escape(result.summary, quote=False).replace("|", "\\|")
     if result.refit_of is not None:
         summary += f" (trained further from trial {result.refit_of})"
     cells = [

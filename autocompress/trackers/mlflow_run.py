@@ -1,10 +1,10 @@
 """Which MLflow run holds what, and how a tracking URI is read and shown. Does not load mlflow."""
 
-import re
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
+from autocompress.credentials import cleaned, public_uri, secrets_of
 from autocompress.errors import UnreachableError, unknown_name
 from autocompress.noun import Noun
 from autocompress.objective import Limit, Objective
@@ -12,7 +12,6 @@ from autocompress.objective import Limit, Objective
 # What MLflow keeps its runs in, when it is not Databricks.
 _SERVERS = ("http", "https")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-_SECRET = re.compile(r"(password|token)=[^&]*", re.IGNORECASE)
 
 
 class MlflowRun(Noun):
@@ -53,13 +52,16 @@ def absolute_uri(uri: str) -> str:
         parts = urlsplit(uri)
         _ = parts.port
     except ValueError as error:
-        raise UnreachableError(f"tracking URI {uri.rpartition('@')[2]!r} is malformed: {error}") from None
+        raise UnreachableError(
+            f"tracking URI {public_uri(uri)!r} is malformed: {cleaned(str(error), *secrets_of(uri))}"
+        ) from None
     scheme = parts.scheme.lower().split("+")[0]
     if uri == "databricks" or scheme == "databricks":
         return uri
     if not scheme or scheme == "file":
         raise UnreachableError(
-            f"tracking URI {uri!r}: MLflow no longer keeps runs in plain folders; use sqlite:///PATH/mlflow.db or http://HOST:PORT"
+            f"tracking URI {uri.rpartition('@')[2]!r}: MLflow no longer keeps runs in plain folders; "
+            "use sqlite:///PATH/mlflow.db or http://HOST:PORT"
         )
     if scheme not in _SERVERS + _DATABASES:
         raise UnreachableError(f"tracking URI {public_uri(uri)!r}: {unknown_name('scheme', scheme, _SERVERS + _DATABASES)}")
@@ -79,9 +81,3 @@ def sqlite_file(uri: str) -> Path | None:
             f"tracking URI {uri!r} names no file; write it like sqlite:///mlflow.db (or sqlite:////full/path)"
         )
     return Path(path).resolve()
-
-
-def public_uri(uri: str) -> str:
-    """The URI as it may be shown and stored: without user, password and token."""
-    parts = urlsplit(uri)
-    return _SECRET.sub(r"\1=***", urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.netloc else uri)

@@ -12,8 +12,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from autocompress.credentials import public_uri
 from autocompress.errors import InputError, UnreachableError
-from autocompress.trackers.mlflow_run import public_uri
 
 HOST = "127.0.0.1"
 _USUAL_PORT = 5000
@@ -30,11 +30,11 @@ def serving(uri: str, port: int | None = None) -> Iterator[tuple[str, "subproces
     `UnreachableError` when the server does not come up.
     """
     port = _free(port)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", HOST, "--port", str(port)]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    # Not on the command line, which every user of the machine can read: the URI may have a password in it.
+    environment = os.environ | _ENVIRONMENT | {"MLFLOW_BACKEND_STORE_URI": uri}
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [*command, "--workers", "1"], stdout=log, stderr=log, env=os.environ | _ENVIRONMENT, start_new_session=True
-        )
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         try:
             address = f"http://{HOST}:{port}"
             deadline = time.monotonic() + _PATIENCE

@@ -43,6 +43,7 @@ from autocompress.folder import RunFolder
 from autocompress.front import ParetoFront
 from autocompress.layer import Layers
 from autocompress.result import Status, TrialResult
+from autocompress.runtimes.onnx_file import check_alone
 from autocompress.trackers.growth import Growth, Point, compute_of, ended, preparation_of
 from autocompress.trackers.mlflow_note import note
 from autocompress.trackers.mlflow_run import MlflowRun, sqlite_file
@@ -304,7 +305,9 @@ def _upload_model(store: Store, file: Path, member: TrialResult, run_id: str) ->
     name, params = f"trial-{member.number:04d}", policy_params(member.policy, store.layers)
     model = client.create_logged_model(store.experiment_id, name, run_id, {_TRIAL: str(member.number)}, params, "onnx")
     model_id = str(model.model_id)
-    exported = onnx.load(file)
+    content = file.read_bytes()
+    check_alone(content)
+    exported = onnx.load_model_from_string(content)
     on_gpu = member.environment is not None and member.environment.gpu is not None
     with tempfile.TemporaryDirectory() as scratch:
         mlflow.onnx.save_model(

@@ -1,9 +1,11 @@
 """Whatever stands in a file that is read: it is understood, or refused in one line."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,20 @@ from hypothesis import strategies as st
 
 from autocompress.baseline import load_baseline
 from autocompress.errors import InputError
+from autocompress.experiment import Experiment
 from autocompress.folder import RunFolder
 from autocompress.layer import Layers
 from autocompress.opened import open_run, read_front
 from autocompress.policy import Policy
 from autocompress.profile import load_costs
+from autocompress.study import open_journal, open_study
 from autocompress.tables import Sensitivity
 from autocompress.target import Target
 from autocompress.trackers.mlflow_run import MlflowRun
 from tests.tables_made import made_costs, made_sensitivity
+
+# Of each file; ``AUTOCOMPRESS_FUZZ=12000`` makes more than 100,000 in all.
+EXAMPLES = int(os.environ.get("AUTOCOMPRESS_FUZZ", "60"))
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("Infinity"),
@@ -91,6 +98,17 @@ def _costs(run: Path) -> object:
     return load_costs(run / "costs.json", Target(), load_baseline(run / "baseline").layers)
 
 
+def _study(run: Path) -> object:
+    file = run / "study.log"
+    study = open_study(open_journal(file), _experiment(run), file)
+    return [trial.params for trial in study.get_trials(deepcopy=False)]
+
+
+@cache
+def _experiment(run: Path) -> Experiment:
+    return open_run(run).experiment()
+
+
 READERS: dict[str, Callable[[Path], object]] = {
     "trials/0000/policy.json": _policy,
     "trials.jsonl": lambda run: RunFolder(run).results(),
@@ -99,17 +117,23 @@ READERS: dict[str, Callable[[Path], object]] = {
     "run.json": lambda run: open_run(run).experiment(),
     "baseline/baseline.json": lambda run: load_baseline(run / "baseline"),
     "front.json": lambda run: read_front(RunFolder(run)).recommended(),
+    "study.log": _study,
     "mlflow.json": lambda run: MlflowRun.from_json((run / "mlflow.json").read_bytes()),
 }
 
 
 @pytest.mark.parametrize("name", READERS)
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_file_is_understood_or_refused_in_one_line(run: Path, name: str, data: st.DataObject) -> None:
     whole = (run / name).read_bytes()
-    content = whole.splitlines()[0] if name == "trials.jsonl" else whole
-    (run / name).write_bytes(data.draw(damaged(content)) + (b"\n" if name == "trials.jsonl" else b""))
+    if name.endswith(".json"):
+        (run / name).write_bytes(data.draw(damaged(whole)))
+    else:  # a line is a document
+        lines = whole.splitlines()
+        at = data.draw(st.integers(0, len(lines) - 1))
+        lines[at] = data.draw(damaged(lines[at]))
+        (run / name).write_bytes(b"\n".join(lines) + b"\n")
     try:
         problem = _problem(READERS[name], run)
     finally:

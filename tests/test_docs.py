@@ -48,6 +48,12 @@ _AWS = "needs a cloud account; tests/test_cluster_yaml.py checks the file"
 EXEMPT = {
     "pip install": "needs a package index",
     "make demo": "is README's, and takes minutes; tests/test_readme.py looks at what it runs",
+    "autocompress search mine/experiment.py --run runs/": "needs a database server; tests/test_shared.py starts one",
+    "mlflow server": "serves until it is stopped; tests/trackers/test_mlflow_postgres.py starts one",
+    "docker ": "needs docker; tests/test_clusters.py reads the file",
+    "kubectl ": "needs Kubernetes; tests/test_clusters.py checks the manifests",
+    "sbatch ": "needs SLURM; tests/test_clusters.py parses the script",
+    "export RAY_AUTH_MODE": _RAY,
     "autocompress ui": "serves until it is stopped; tests/trackers/test_promote.py starts it",
     "ray start": _RAY,
     "ray stop": "would end the Ray of the tests beside it",

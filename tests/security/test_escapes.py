@@ -135,7 +135,7 @@ def test_links_within_a_run_and_to_a_run_are_fine(run: Path, tmp_path: Path) -> 
 def test_an_export_replaces_links_and_does_not_follow_them(run: Path, tmp_path: Path, outside: Path) -> None:
     into = tmp_path / "out"
     export(open_run(run), "0", into, max_drop=None)
-    for name in ("model.onnx", "verify.json", "policy.json", "README.txt"):
+    for name in ("model.onnx", "verify.json", "policy.json", "README.md"):
         (into / name).unlink()
         (into / name).symlink_to(outside)
     (into / "verify.json").unlink()

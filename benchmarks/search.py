@@ -192,16 +192,23 @@ def _draw(found: pd.DataFrame, picture: Path) -> None:
     figure = Figure(figsize=(6.5 * len(cases), 4.6), dpi=140, layout="constrained")
     for place, case in enumerate(cases):
         axes = figure.add_subplot(1, len(cases), place + 1)
-        rows = found[found.case == case]
-        for searcher, here in rows[rows.searcher.isin((OURS, *RIVALS))].groupby("searcher"):
+        rows, ends = found[found.case == case], []
+        for colour, searcher in enumerate((OURS, *RIVALS)):
+            here = rows[rows.searcher == searcher]
+            if here.empty:
+                continue
             grid, mean = _mean_curve(here)
             ours = searcher == OURS
-            axes.plot(grid, mean, label="ours" if ours else searcher, lw=2.6 if ours else 1.3, zorder=3 if ours else 2)
+            seeds = (
+                "" if here.seed.nunique() == rows.seed.nunique() else f" ({here.seed.nunique()} of {rows.seed.nunique()} seeds)"
+            )
+            label = "ours" if ours else f"{searcher}{seeds}"
+            axes.plot(grid, mean, label=label, color=f"C{colour}", lw=2.6 if ours else 1.3, zorder=3 if ours else 2)
+            ends.append(mean[-1])
         axes.set(title=case, xlabel="worker-seconds", ylabel="hypervolume, mean of seeds")
         axes.grid(color="#e6e9ed")
         axes.spines[["top", "right"]].set_visible(False)
-        top = found[found.case == case].hypervolume.max()
-        axes.set_ylim(top * 0.8, top * 1.01)
+        axes.set_ylim(0.9 * min(ends), max(ends) + 0.1 * min(ends))
         axes.legend(frameon=False, fontsize=8)
     figure.savefig(picture)
 

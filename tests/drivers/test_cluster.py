@@ -36,7 +36,8 @@ class Task(ToyTask):
         time.sleep(0.05)
         note = Path({notes!r}) / ray.get_runtime_context().get_node_id()
         part = note.parent.with_name(f"{{os.getpid()}}.part")
-        part.write_text(" ".join([str(HERE), *sorted(os.listdir())]))
+        beside = sorted(name for name in os.listdir() if name != "__pycache__")
+        part.write_text(" ".join([str(HERE), *beside]))
         part.replace(note)  # whole or not at all: the node may die any moment
         return super().loss(outputs, targets)
 """

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import moocore
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import model_validator
 
 from autocompress.noun import Noun
 from autocompress.objective import Limit, Objective, base_of
@@ -66,6 +67,13 @@ class ParetoFront(Noun):
     doubtful: dict[int, int] = {}
     test: dict[int, TestScore] = {}
     baseline_test: TestScore | None = None
+
+    @model_validator(mode="after")
+    def _has_what_counts(self) -> Self:
+        for result in (*self.members, *self.nearest):
+            if why := unusable(result.metrics, self.objectives, self.limits):
+                raise ValueError(f"trial {result.number}: {why}")
+        return self
 
     @classmethod
     def of(

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autocompress.errors import InputError
 from autocompress.front import ParetoFront, TestScore, dominates, hypervolume, loss_of, missed, relative_excess, unusable
 from autocompress.objective import Limit, Objective
 from autocompress.policy import Policy
@@ -225,3 +226,9 @@ def test_more_of_the_same_adds_nothing() -> None:
     again = [result(number, 120, 2, 0.895) for number in range(3)]
     assert [member.number for member in front_of(again).members] == [0]
     assert front_of(again).hypervolume() == front_of(again[:1]).hypervolume()
+
+
+def test_a_stored_front_whose_models_lack_what_counts_is_refused() -> None:
+    front = front_of([result(0, 100, 1.0, 0.9)])
+    with pytest.raises(InputError, match="trial 0: the trial measured no loudness"):
+        ParetoFront.from_json(front.to_json().replace('"metric":"size_bytes"', '"metric":"loudness"'))

@@ -70,6 +70,8 @@ class ParetoFront(Noun):
 
     @model_validator(mode="after")
     def _has_what_counts(self) -> Self:
+        if gone := [one.metric for one in self.objectives if one.metric not in self.baseline]:
+            raise ValueError(f"the uncompressed model has no {gone[0]}")
         for result in (*self.members, *self.nearest):
             if why := unusable(result.metrics, self.objectives, self.limits):
                 raise ValueError(f"trial {result.number}: {why}")

@@ -37,6 +37,11 @@ class Noun(BaseModel):
 def first_problem(error: ValidationError) -> str:
     """The first complaint of pydantic in one line: where, what, and what was given."""
     problem: Any = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"]) or "document"
+    where = ".".join(_printable(str(part)) for part in problem["loc"]) or "document"
     given = repr(problem.get("input"))
     return f"{where}: {problem['msg']} (given {given[:80]})"
+
+
+def _printable(name: str) -> str:
+    """A name of a file that may be damaged: a line stays a line, and no terminal obeys it."""
+    return name if name.isprintable() else repr(name)

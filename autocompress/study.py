@@ -146,11 +146,12 @@ def open_study(
     if study.metric_names != metrics or stored != directions:
         called = "in this storage" if isinstance(where, BaseStorage) else where
         raise InputError(
-            f"the study {called} searches for {_in_words(study.metric_names or ['?'] * len(stored), stored)}, the experiment "
+            f"the study {called} searches for {_in_words(study.metric_names or [], stored)}, the experiment "
             f"for {_in_words(metrics, directions)}: objectives cannot change; start a new run"
         )
     return study
 
 
 def _in_words(metrics: Sequence[str], directions: Sequence[str]) -> str:
-    return ", ".join(f"{direction} {metric}" for metric, direction in zip(metrics, directions, strict=True))
+    names = metrics if len(metrics) == len(directions) else ["?"] * len(directions)
+    return ", ".join(f"{direction} {name}" for name, direction in zip(names, directions, strict=True)) or "nothing"

@@ -230,5 +230,7 @@ def test_more_of_the_same_adds_nothing() -> None:
 
 def test_a_stored_front_whose_models_lack_what_counts_is_refused() -> None:
     front = front_of([result(0, 100, 1.0, 0.9)])
-    with pytest.raises(InputError, match="trial 0: the trial measured no loudness"):
+    with pytest.raises(InputError, match="trial 0: the trial measured no size_bytes"):
+        ParetoFront.from_json(front.to_json().replace('"size_bytes":100.0', '"loudness":100.0'))
+    with pytest.raises(InputError, match="the uncompressed model has no loudness"):
         ParetoFront.from_json(front.to_json().replace('"metric":"size_bytes"', '"metric":"loudness"'))

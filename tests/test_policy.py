@@ -363,3 +363,8 @@ def test_a_changed_copy_forgets_what_was_worked_out_for_the_original() -> None:
     assert renamed.layer("other").name == "other"
     with pytest.raises(UnknownNameError):
         renamed.layer(first.name)
+
+
+def test_a_name_that_is_no_line_is_told_in_one() -> None:
+    with pytest.raises(InputError, match=r"'\\n\\x1b\[2J': Extra inputs are not permitted"):
+        Policy.from_json('{"\\n\\u001b[2J": 1}')

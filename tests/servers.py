@@ -45,6 +45,19 @@ def mlflow_serving(command: Sequence[str], home: Path, port: int) -> "Iterator[s
         kill(process)
 
 
+@contextmanager
+def mlflow_at(uri: str) -> Iterator[None]:
+    """`mlflow.…` without a client goes to `uri` meanwhile. (An environment variable would not do after this.)"""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
 def kill(process: "subprocess.Popen[bytes]") -> None:
     """Ends a server and its workers as a crash would."""
     if process.poll() is None:

@@ -41,7 +41,7 @@ from tests.made import (
     made_results,
 )
 from tests.made_evidence import made_halted, made_run, made_sensitivity
-from tests.servers import free_port, kill, mlflow_serving
+from tests.servers import free_port, kill, mlflow_at, mlflow_serving
 
 EXPERIMENT = "mnist_vgg"
 DATASETS = {"train": 3000, "validation": 1000, "test": 1000}
@@ -373,14 +373,10 @@ def test_front_members_load_and_run_as_models_and_the_recommended_one_is_champio
     assert set(models) == {"trial-0000", "trial-0001", "trial-0004"}
     assert models["trial-0004"].source_run_id == nested[4].info.run_id
     assert {metric.key for metric in models["trial-0004"].metrics or []} >= {"size_bytes", "latency_ms", "accuracy"}
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    try:
+    with mlflow_at(uri):
         assert mlflow.onnx.load_model(models["trial-0004"].model_uri).graph.node[0].op_type == "MatMul"
         four = mlflow.pyfunc.load_model(models["trial-0004"].model_uri)
         champion = mlflow.pyfunc.load_model(f"models:/{EXPERIMENT}@champion")
-    finally:
-        mlflow.set_tracking_uri(before)
     batch = np.ones((2, 4), dtype=np.float32)
     np.testing.assert_array_equal(four.predict(batch)["y"], np.full((2, 3), 16.0))
     np.testing.assert_array_equal(champion.predict(batch)["y"], np.full((2, 3), 4.0))
@@ -642,12 +638,8 @@ def test_a_real_server_that_dies_in_the_middle_and_comes_back(folder: RunFolder,
         assert [before[f"trial {number}"]["status"] for number in (3, 5)] == ["FAILED", "FINISHED"]
         parent, _ = runs_of(client)
         assert tracker.ui_hint == f"{uri}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}"
-        was = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri(uri)
-        try:
+        with mlflow_at(uri):
             champion = mlflow.pyfunc.load_model(f"models:/{EXPERIMENT}@champion")
-        finally:
-            mlflow.set_tracking_uri(was)
         np.testing.assert_array_equal(champion.predict(np.ones((1, 4), dtype=np.float32))["y"], np.full((1, 3), 4.0))
 
 

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import mlflow
-import pytest
 from mlflow import MlflowClient
 
 from autocompress.drivers.local import LocalDriver
@@ -15,11 +14,11 @@ from autocompress.trackers.mlflow import sync
 from autocompress.trackers.mlflow_run import MlflowRun
 from autocompress.trackers.mlflow_store import CHAMPION
 from tests.faults.processes import in_mlflow, numbers
-from tests.servers import Postgres, free_port, mlflow_serving
+from tests.servers import Postgres, free_port, mlflow_at, mlflow_serving
 
 
 def test_a_search_is_kept_whole_by_a_server_with_postgresql_and_an_artifact_proxy(
-    toy_run: Path, tmp_path: Path, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+    toy_run: Path, tmp_path: Path, postgres: Postgres
 ) -> None:
     database, port = postgres.new("mlflow-server"), free_port()
     run, home = tmp_path / "run", tmp_path / "server"
@@ -45,8 +44,8 @@ def test_a_search_is_kept_whole_by_a_server_with_postgresql_and_an_artifact_prox
         assert got.read_text() == (run / "front.md").read_text()
         chosen = front.recommended()
         assert chosen is not None
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        model = mlflow.onnx.load_model(f"models:/{noted.experiment_name}@{CHAMPION}")
+        with mlflow_at(uri):
+            model = mlflow.onnx.load_model(f"models:/{noted.experiment_name}@{CHAMPION}")
         assert model.SerializeToString() == (run / str(chosen.model)).read_bytes()
         assert sync(opened.folder, front, layers=opened.baseline().layers) == 0
         assert list(home.glob("artifacts/**/front.html")), "the files are where the server keeps them"

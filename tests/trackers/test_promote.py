@@ -23,7 +23,7 @@ from autocompress.trackers.mlflow import promote
 from autocompress.trackers.mlflow_run import MlflowRun
 from autocompress.trackers.mlflow_server import serving
 from tests.made import LAYERS, made_result, made_results
-from tests.servers import free_port
+from tests.servers import free_port, mlflow_at
 from tests.toy import call
 from tests.trackers.test_mlflow import EXPERIMENT, empty_store, everything, folder, tracked, uri
 
@@ -61,12 +61,8 @@ def test_an_alias_moves_from_model_to_model(folder: RunFolder, uri: str, front: 
     assert (two.version, two.before) == (3, None)
     aliases = dict(client.get_registered_model(EXPERIMENT).aliases)
     assert {name: int(version) for name, version in aliases.items()} == {"champion": 1, "staging": 1, "candidate": 3}
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    try:
+    with mlflow_at(uri):
         candidate = mlflow.pyfunc.load_model(f"models:/{EXPERIMENT}@candidate")
-    finally:
-        mlflow.set_tracking_uri(before)
     np.testing.assert_array_equal(candidate.predict(np.ones((1, 4), dtype=np.float32))["y"], np.full((1, 3), 8.0))
 
 

@@ -49,6 +49,12 @@ class Budget:
         if self.worker_seconds is not None and self.worker_seconds <= 0:
             raise ExperimentError(f"a budget's worker_seconds must be above 0, given {self.worker_seconds}")
 
+    @property
+    def words(self) -> str:
+        """``40 trials or 20 minutes``."""
+        ends = {"trials": self.trials, "minutes": self.minutes, "worker-seconds": self.worker_seconds}
+        return " or ".join(f"{most:.12g} {what}" for what, most in ends.items() if most is not None)
+
 
 @dataclass(frozen=True)
 class Experiment:

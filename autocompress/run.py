@@ -349,15 +349,13 @@ def _tested(front: ParetoFront, job: Job, driver: Driver, view: View) -> ParetoF
 
 
 def _settings(note: RunNote, experiment: Experiment) -> dict[str, str]:
-    budget = experiment.budget
-    ends = [f"{budget.trials} trials" if budget.trials else "", f"{budget.minutes:g} minutes" if budget.minutes else ""]
     sampler = experiment.sampler if isinstance(experiment.sampler, str) else type(experiment.sampler).__name__
     return {
         "experiment": note.experiment,
         "space": note.options.space or f"{experiment.space.__module__}.{getattr(experiment.space, '__name__', 'space')}",
         "sampler": sampler,
         "seed": str(experiment.seed),
-        "budget": " or ".join(end for end in ends if end),
+        "budget": experiment.budget.words,
         "target": experiment.target.names,
         **experiment.settings,
     }

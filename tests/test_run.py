@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from autocompress.drivers.local import LocalDriver
 from autocompress.errors import InputError, RunFolderError, TaskError
-from autocompress.experiment import load_experiment
+from autocompress.experiment import Budget, load_experiment
 from autocompress.folder import RunFolder
 from autocompress.front import ParetoFront
 from autocompress.listeners import Silent
@@ -92,6 +92,11 @@ def test_mlflow_holds_the_search_and_its_trials(toy_run: Path) -> None:
     page = (toy_run / "front.html").read_text()
     for run in nested:
         assert f'"{run.data.tags["autocompress.trial"]}":"{run.info.run_id}"' in page, "each trial has a link"
+
+
+def test_a_budget_is_told_whatever_ends_it() -> None:
+    assert Budget(trials=None, worker_seconds=800).words == "800 worker-seconds"
+    assert Budget(trials=12000, minutes=2.5).words == "12000 trials or 2.5 minutes"
 
 
 def test_options_replace_what_the_experiment_says(tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -73,6 +75,15 @@ class Server:
         with (self._home / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
+    def wait(self) -> None:
+        """Returns when it answers: it takes ten seconds to start."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=5):
+                return
+            time.sleep(0.5)
+        raise SystemExit(f"the MLflow server does not come up: see {self._home / 'server.log'}")
+
     @property
     def is_up(self) -> bool:
         return self._process is not None
@@ -105,6 +116,7 @@ def main() -> None:
             faults = _with_faults(file, run, server, chosen.concurrency, chosen.every, draw)
             if not server.is_up:
                 server.start()
+            server.wait()
             _call(home / "sync.txt", "sync", run)
             _account(run, server.uri, chosen.trials, faults)
         finally:

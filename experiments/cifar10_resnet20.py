@@ -1,7 +1,7 @@
-"""Claim: after 800 worker-seconds 14 models on the front of 61 trials; the recommended one is 5.9x smaller and 2.3x faster on ONNX
-Runtime (one thread, batch 1) at 86.4 % on test, the smallest within a point of the uncompressed 87.0 % 10x at 86.1 % (n = 3,000,
-+-1.2 points each). One run (`benchmarks/search.py run resnet20 --seed 0 --worker-seconds 800`), 2026-11-27, one core of an AMD EPYC with
-VNNI, other work on its neighbour, torch 2.13.0, onnxruntime 1.32.0.
+"""Claim: after 800 worker-seconds 14 models on the front of 61 trials; the recommended one is 5.9x smaller and 2.3x faster on
+ONNX Runtime (one thread, batch 1) at 86.4 % on test, another 10.4x and 2.0x at 86.1 %, the uncompressed network at 87.0 %
+(n = 3,000, +-1.2 points each). One run (`benchmarks/search.py run resnet20 --seed 0 --worker-seconds 800`), 2026-11-27, one
+core of an AMD EPYC with VNNI, other work on its neighbour, torch 2.13.0, onnxruntime 1.32.0.
 
 ResNet-20 on CIFAR-10, from trained weights. CIFAR10_DIR names the folder with ``cifar10_jpeg.npz`` and
 ``resnet20_cifar10_jpeg.pt``. These weights have seen all train images: what is validated and tested by is parted from the

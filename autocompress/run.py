@@ -364,17 +364,8 @@ def _settings(note: RunNote, experiment: Experiment) -> dict[str, str]:
 def _clear(folder: RunFolder) -> None:
     """Leaves no run behind: a corrected experiment may use the same folder, and must not find another's baseline."""
     shutil.rmtree(folder.baseline, ignore_errors=True)
-    for file in (
-        *(
-            folder.experiment,
-            folder.sensitivity,
-            folder.costs,
-            folder.study,
-            folder.mlflow_json,
-            folder.session,
-            folder.run_json,
-        ),
-    ):
+    measured = (folder.sensitivity, folder.costs, folder.study)
+    for file in (folder.experiment, *measured, folder.mlflow_json, folder.session, folder.run_json):
         file.unlink(missing_ok=True)
 
 

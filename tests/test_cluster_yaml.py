@@ -25,7 +25,7 @@ def config() -> dict[str, Any]:
     return loaded
 
 
-def _check(config: dict[str, Any]) -> dict[str, Any]:
+def check_launcher(config: dict[str, Any]) -> dict[str, Any]:
     """Both are needed: the schema sees what defaults would hide, Ray's checks see what refers to nothing."""
     jsonschema.validate(config, SCHEMA)
     prepared: dict[str, Any] = prepare_config(copy.deepcopy(config))
@@ -34,7 +34,7 @@ def _check(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_ray_accepts_it(config: dict[str, Any]) -> None:
-    prepared = _check(config)
+    prepared = check_launcher(config)
     assert prepared["available_node_types"].keys() == {"head", "gpu"}
     assert prepared["setup_commands"] == config["setup_commands"], "Ray's defaults would install a nightly wheel"
 
@@ -63,7 +63,7 @@ def _no_instance(config: dict[str, Any]) -> None:
 def test_a_mistake_in_it_is_found(config: dict[str, Any], spoil: Callable[[dict[str, Any]], None]) -> None:
     spoil(config)
     with pytest.raises((jsonschema.ValidationError, ValueError)):
-        _check(config)
+        check_launcher(config)
 
 
 def test_gpu_machines_are_spot_scale_from_none_and_are_given_back(config: dict[str, Any]) -> None:

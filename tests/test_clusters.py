@@ -1,6 +1,5 @@
 """The manifests in clusters/: against Ray's and KubeRay's schemas, and what is pinned and tested here. No cluster runs."""
 
-import copy
 import json
 import os
 import re
@@ -12,14 +11,12 @@ from typing import Any
 
 import jsonschema
 import pytest
-import ray.autoscaler
 import yaml
-from ray.autoscaler._private.util import prepare_config, validate_config
 
 from tests.kuberay_schema import SCHEMAS
+from tests.test_cluster_yaml import check_launcher
 
 ROOT = Path(__file__).parents[1]
-LAUNCHER = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
 KUBERAY = ("kuberay.yaml", "kuberay-job.yaml")
 
 
@@ -31,13 +28,6 @@ def manifest(name: str) -> dict[str, Any]:
 def cluster_of(document: dict[str, Any]) -> dict[str, Any]:
     cluster: dict[str, Any] = document["spec"].get("rayClusterSpec", document["spec"])
     return cluster
-
-
-def check_launcher(config: dict[str, Any]) -> dict[str, Any]:
-    jsonschema.validate(config, LAUNCHER)
-    prepared: dict[str, Any] = prepare_config(copy.deepcopy(config))
-    validate_config(prepared)
-    return prepared
 
 
 def test_ray_accepts_the_cluster_on_google_cloud() -> None:

@@ -109,10 +109,6 @@ for command in (
     *(preparations.init, preparations.check, preparations.sense, preparations.profile),
     *(searches.search, searches.resume, searches.baseline),
     *(status.status, front.front, compare.compare, models.export, models.verify),
-    *(
-        mlflow.ui,
-        mlflow.promote,
-        mlflow.sync,
-    ),
+    *(mlflow.ui, mlflow.promote, mlflow.sync),
 ):
     cli.add_command(command)

@@ -229,9 +229,7 @@ def sync(folder: RunFolder, front: ParetoFront | None, *, layers: Layers, uri: s
         _write(folder, _with_trials(run, store))
         store.finish(folder, front)
     except Exception as error:
-        raise UnreachableError(
-            f"MLflow at {public_uri(uri)} did not take everything: {one_line(error, uri)}; try again"
-        ) from error
+        raise _not_taken(error, uri) from error
     return count
 
 
@@ -268,7 +266,7 @@ def promote(
     except InputError:
         raise
     except Exception as error:
-        raise UnreachableError(f"MLflow at {public_uri(uri)} did not take everything: {one_line(error)}; try again") from error
+        raise _not_taken(error, uri) from error
 
 
 def _bad_alias(alias: str) -> str | None:
@@ -328,6 +326,10 @@ def run_page(server: str, run: MlflowRun) -> str:
 def charts_page(server: str, run: MlflowRun) -> str:
     """The address of the charts of all trials of the experiment on a server."""
     return f"{server.rstrip('/')}/#/experiments/{run.experiment_id}/runs?compareRunsMode=CHART"
+
+
+def _not_taken(error: BaseException, uri: str) -> UnreachableError:
+    return UnreachableError(f"MLflow at {public_uri(uri)} did not take everything: {one_line(error, uri)}; try again")
 
 
 def one_line(error: BaseException, *uris: str) -> str:

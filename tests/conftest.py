@@ -1,11 +1,13 @@
 """What many tests share: the toy task, trained once."""
 
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from autocompress.baseline import Baseline, Data, load_data, make_baseline
 from autocompress.drivers.local import LocalDriver
@@ -46,15 +48,18 @@ def toy_baseline(toy_task: ToyTask, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One MLflow database for many runs: making one takes seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    MlflowClient(tracking_uri=uri).search_experiments()
+    return uri
 
 
 @pytest.fixture(scope="session")
 def toy_run(tracking_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished search of four trials, one after another. Only to be read: copy it to change it."""
+    """The folder of a finished search of four trials, one after another. Only to be read: `copy_run` is there to change it."""
     folder: Path = tmp_path_factory.mktemp("toy")
     file = write_experiment(folder)
-    run_search(file, folder / "run", driver=LocalDriver(), tracking_uri=tracking_uri)
+    shutil.copyfile(tracking_uri.removeprefix("sqlite:///"), folder / "mlflow.db")
+    run_search(file, folder / "run", driver=LocalDriver(), tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
     return folder / "run"
 
 

@@ -1,13 +1,12 @@
 """What the user can mend is told in one line that names the cause and the remedy, with exit code 2 and no traceback."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
 from autocompress.folder import RunFolder
-from tests.toy import SPACE, call, write_experiment
+from tests.toy import SPACE, call, copy_run, write_experiment
 
 Capture = pytest.CaptureFixture[str]
 
@@ -204,7 +203,7 @@ DAMAGES = [
     ("command", "file", "cause"), [(command, file, cause) for file, cause, commands in DAMAGES for command in commands]
 )
 def test_a_damaged_run_folder(toy_run: Path, tmp_path: Path, capsys: Capture, command: str, file: str, cause: str) -> None:
-    shutil.copytree(toy_run, tmp_path / "run")
+    copy_run(toy_run, tmp_path / "run")
     content = (tmp_path / "run" / file).read_text()
     (tmp_path / "run" / file).write_text(f"{{broken\n{content}")
     options = {"export": ("-o", tmp_path / "out"), "resume": ("--driver", "local")}.get(command, ())
@@ -220,7 +219,7 @@ def test_a_run_folder_that_is_none(tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_a_front_that_is_not_there_yet(toy_run: Path, tmp_path: Path, capsys: Capture) -> None:
-    shutil.copytree(toy_run, tmp_path / "run")
+    copy_run(toy_run, tmp_path / "run")
     (tmp_path / "run/front.json").unlink()
     assert "has no front yet: no trial has finished" in complaint(capsys, "front", tmp_path / "run")
 

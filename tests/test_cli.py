@@ -16,7 +16,7 @@ import pytest
 from autocompress.folder import RunFolder
 from autocompress.opened import read_front
 from autocompress.testing import ToyTask
-from tests.toy import call, write_experiment
+from tests.toy import call, copy_run, write_experiment
 
 Capture = pytest.CaptureFixture[str]
 
@@ -112,7 +112,7 @@ def test_export_delivers_a_model_that_stands_alone(toy_run: Path, tmp_path: Path
 
 
 def test_export_takes_the_best_there_is_when_all_lost_more_than_usual(tmp_path: Path, toy_run: Path, capsys: Capture) -> None:
-    shutil.copytree(toy_run, tmp_path / "run")
+    copy_run(toy_run, tmp_path / "run")
     stored = json.loads((tmp_path / "run/front.json").read_text())
     stored["baseline"]["accuracy"] = 1.2
     (tmp_path / "run/front.json").write_text(json.dumps(stored))
@@ -182,7 +182,7 @@ def test_verify_finds_a_claim_that_does_not_hold(exported: Path, capsys: Capture
 
 
 def test_verify_finds_the_run_folder_where_it_is_now(toy_run: Path, tmp_path: Path, capsys: Capture) -> None:
-    shutil.copytree(toy_run, tmp_path / "first")
+    copy_run(toy_run, tmp_path / "first")
     assert call("export", tmp_path / "first", "--pick", "best", "--max-drop", "1", "-o", tmp_path / "out") == 0
     (tmp_path / "first").rename(tmp_path / "second")
     capsys.readouterr()
@@ -195,7 +195,7 @@ def test_sync_writes_what_mlflow_missed(toy_run: Path, tmp_path: Path, tracking_
     assert call("sync", toy_run) == 0
     assert "MLflow has every trial" in capsys.readouterr().out
     # Another store knows nothing of it yet.
-    shutil.copytree(toy_run, tmp_path / "run")
+    copy_run(toy_run, tmp_path / "run")
     shutil.copyfile(tracking_uri.removeprefix("sqlite:///"), tmp_path / "other.db")
     noted = json.loads((tmp_path / "run/mlflow.json").read_text())
     (tmp_path / "run/mlflow.json").write_text(json.dumps({**noted, "key": "another run", "parent_run_id": None}))

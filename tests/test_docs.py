@@ -34,7 +34,7 @@ from autocompress.target import MENUS
 from autocompress.verify import read_claims
 from tests.documented import BIN, README, ROOT, blocks, commands, files_named, run
 from tests.servers import free_port, kill
-from tests.toy import call, write_experiment
+from tests.toy import call, copy_run, write_experiment
 
 DOCS = ROOT / "docs"
 CONFIG = yaml.load((ROOT / "mkdocs.yml").read_text(), yaml.BaseLoader)
@@ -75,16 +75,15 @@ _README_TYPES |= {"autocompress search experiments/mnist_vgg.py"}
 
 
 @pytest.fixture(scope="module")
-def workshop(toy_run: Path, tracking_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workshop(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as a reader has it: an experiment in mine/, its run in runs/mine, a model of it in shipped/."""
     folder = tmp_path_factory.mktemp("workshop")
     write_experiment(folder / "mine", name="experiment.py")
     for name in ("mine", "other"):
-        shutil.copytree(toy_run, folder / "runs" / name)
-        for note in ("mlflow.json", "run.json"):  # what pages do to a run in MLflow is none of other tests' business
-            text = (folder / "runs" / name / note).read_text()
-            (folder / "runs" / name / note).write_text(text.replace(tracking_uri, f"sqlite:///{folder / 'mlflow.db'}"))
-    shutil.copyfile(tracking_uri.removeprefix("sqlite:///"), folder / "mlflow.db")
+        copy_run(toy_run, folder / "runs" / name)
+    shutil.move(folder / "runs/mlflow.db", folder / "mlflow.db")
+    for note in folder.glob("runs/*/*.json"):
+        note.write_text(note.read_text().replace(f"{folder}/runs/mlflow.db", f"{folder}/mlflow.db"))
     for page in TYPED:
         for block in blocks((DOCS / page).read_text()):
             if block.title:

@@ -21,7 +21,7 @@ from autocompress.opened import Options, open_run, read_front
 from autocompress.result import Status, TrialResult
 from autocompress.run import resume, run_search
 from autocompress.trackers.mlflow_run import MlflowRun
-from tests.toy import write_experiment
+from tests.toy import copy_run, write_experiment
 
 
 class Watching(Silent):
@@ -110,7 +110,7 @@ def test_options_replace_what_the_experiment_says(tmp_path: Path) -> None:
 
 
 def test_resume_goes_on_with_the_count(toy_run: Path, tmp_path: Path) -> None:
-    shutil.copytree(toy_run, tmp_path / "run")
+    copy_run(toy_run, tmp_path / "run")
     before = (tmp_path / "run/trials.jsonl").read_text()
     scores = read_front(RunFolder(tmp_path / "run")).test
     view = Watching()
@@ -126,7 +126,7 @@ def test_resume_goes_on_with_the_count(toy_run: Path, tmp_path: Path) -> None:
 
 
 def test_resume_of_a_finished_run_starts_nothing(toy_run: Path, tmp_path: Path) -> None:
-    shutil.copytree(toy_run, tmp_path / "run")
+    copy_run(toy_run, tmp_path / "run")
     view = Watching()
     assert resume(tmp_path / "run", driver=LocalDriver(), view=view) == read_front(RunFolder(toy_run))
     assert not view.results
@@ -180,7 +180,7 @@ def test_kill_9_loses_no_trial_and_runs_none_twice(tmp_path: Path, tracking_uri:
 
 
 def test_a_run_that_was_killed_while_the_baseline_was_trained_starts_over(toy_run: Path, tmp_path: Path) -> None:
-    shutil.copytree(toy_run, tmp_path / "run")
+    copy_run(toy_run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/trials")
     for file in ("baseline/baseline.json", "study.log", "trials.jsonl", "front.json", "mlflow.json"):
         (tmp_path / "run" / file).unlink()
@@ -248,7 +248,7 @@ def test_a_vanished_experiment_is_replaced_by_its_copy(tmp_path: Path, tracking_
 
 
 def test_a_changed_experiment_is_told(toy_run: Path, tmp_path: Path) -> None:
-    shutil.copytree(toy_run, tmp_path / "run")
+    copy_run(toy_run, tmp_path / "run")
     note = json.loads((tmp_path / "run/run.json").read_text())
     file = write_experiment(tmp_path, trials=4, name="changed.py")
     file.write_text(file.read_text() + "\n# changed\n")
@@ -259,7 +259,7 @@ def test_a_changed_experiment_is_told(toy_run: Path, tmp_path: Path) -> None:
 
 
 def test_objectives_cannot_change(toy_run: Path, tmp_path: Path) -> None:
-    shutil.copytree(toy_run, tmp_path / "run")
+    copy_run(toy_run, tmp_path / "run")
     note = json.loads((tmp_path / "run/run.json").read_text())
     file = write_experiment(tmp_path, trials=6)
     file.write_text(file.read_text().replace("space=space,", "space=space, objectives=('size', 'accuracy'),"))

@@ -1,6 +1,5 @@
 """Several searches on one study in a real PostgreSQL: together they run what was asked for, each trial once."""
 
-import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from autocompress.testing import ToyTask
 from tests.faults.processes import begin, command, ended
 from tests.made import BASELINE, LAYERS
 from tests.servers import Postgres, free_port
-from tests.toy import call, write_experiment
+from tests.toy import call, copy_run, write_experiment
 
 TRIALS = 30
 
@@ -226,6 +225,6 @@ def test_a_database_that_is_gone_is_one_line(database: str, tmp_path: Path, toy_
     with pytest.raises(UnreachableError, match=r"cannot use the study's database postgresql://127\.0\.0\.1:.*password"):
         open_database(postgres.url("studies", password="Wrong-Secret"))
     run = tmp_path / "run"
-    shutil.copytree(toy_run, run)
+    copy_run(toy_run, run)
     with pytest.raises(InputError, match="keeps its study in its own folder"):
         resume(run, driver=LocalDriver(), storage=database)

@@ -1,5 +1,6 @@
 """Experiment files around `ToyTask`, and the command line called in this process."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,17 @@ experiment = Experiment(task={task}, space=space, limits={limits!r}, budget=Budg
     file = folder / name
     file.write_text(text)
     return file
+
+
+def copy_run(run: Path, folder: Path) -> Path:
+    """A copy of a run, with a copy of its MLflow database beside it, that a test may change; `folder` again."""
+    shutil.copytree(run, folder)
+    theirs, mine = run.parent / "mlflow.db", folder.parent / "mlflow.db"
+    if not mine.exists():
+        shutil.copyfile(theirs, mine)
+    for note in (folder / "mlflow.json", folder / "run.json"):
+        note.write_text(note.read_text().replace(f"sqlite:///{theirs}", f"sqlite:///{mine}"))
+    return folder
 
 
 def call(*arguments: str | Path) -> int:

@@ -116,10 +116,14 @@ def point(browser: Chrome, trial: int) -> WebElement:
 
 
 def hover(browser: Chrome, target: WebElement) -> str:
-    """What is said where the pointer is then."""
-    ActionChains(browser).move_to_element(target).perform()
+    """What is said where the pointer is then. It follows the target until the page is laid out, and is never still."""
     tip = browser.find_element(By.ID, "tip")
-    WebDriverWait(browser, 10).until(lambda _: tip.is_displayed())
+
+    def told(_: Chrome) -> bool:
+        ActionChains(browser).move_to_element(target).move_by_offset(1, 0).move_by_offset(-1, 0).perform()
+        return tip.is_displayed()
+
+    WebDriverWait(browser, 10).until(told)
     return tip.text
 
 

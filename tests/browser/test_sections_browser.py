@@ -15,6 +15,7 @@ from tests.browser.pages import (
     DARK,
     PHONE,
     complaints,
+    hover,
     open_report,
     open_results,
     open_run,
@@ -230,9 +231,7 @@ def test_pointing_at_a_cell_shows_its_number_and_so_do_the_keys(browser: Chrome,
     assert not tip.is_displayed()
     target = cell(browser, "features.3", 4)
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", target)
-    ActionChains(browser).move_to_element(target).perform()
-    WebDriverWait(browser, 5).until(lambda _: tip.is_displayed())
-    assert tip.text == "features.3, weights in 4 bits: 0.012 KL of the outputs, nats"
+    assert hover(browser, target) == "features.3, weights in 4 bits: 0.012 KL of the outputs, nats"
     ActionChains(browser).move_to_element(browser.find_element(By.ID, "sensitive-heading")).perform()
     assert not tip.is_displayed()
 

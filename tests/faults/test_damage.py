@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from autocompress.run import resume
 from autocompress.search import Search
 from autocompress.testing import ToyNet
 from autocompress.trial import _restore
+from tests.toy import copy_run
 
 
 class Hearing(Silent):
@@ -33,8 +33,7 @@ class Hearing(Silent):
 
 @pytest.fixture
 def run(toy_run: Path, tmp_path: Path) -> Path:
-    shutil.copytree(toy_run, tmp_path / "run")
-    return tmp_path / "run"
+    return copy_run(toy_run, tmp_path / "run")
 
 
 def in_the_middle(content: bytes) -> bytes:

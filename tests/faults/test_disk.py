@@ -1,7 +1,6 @@
 """A run folder on a disk that fills up, or that turns read-only: a real one, which takes root to mount."""
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from autocompress.listeners import Silent
 from autocompress.opened import read_front
 from autocompress.result import Status, TrialResult
 from autocompress.run import resume
+from tests.toy import copy_run
 
 
 def _mount(*arguments: str | Path) -> None:
@@ -32,8 +32,7 @@ def run(toy_run: Path, tmp_path: Path) -> Iterator[Path]:
     disk.mkdir()
     _mount("-t", "tmpfs", "-o", "size=16m", "tmpfs", disk)
     try:
-        shutil.copytree(toy_run, disk / "run")
-        (disk / "run/mlflow.json").unlink()
+        copy_run(toy_run, disk / "run")
         yield disk / "run"
     finally:
         for mounted in (disk / "run", disk):

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import shutil
 import signal
 import time
 from collections import Counter
@@ -24,7 +23,7 @@ from autocompress.search import Search
 from autocompress.study import STUDY_NAME
 from autocompress.trackers.jsonl import JsonlRecord
 from tests.faults.processes import command, ended, finished, in_mlflow, running, wait_until
-from tests.toy import write_experiment
+from tests.toy import copy_run, write_experiment
 
 TRIALS = 14
 
@@ -62,7 +61,7 @@ def test_killed_at_ten_random_moments_a_search_is_whole(toy_run: Path, tmp_path:
     file = write_experiment(tmp_path, trials=TRIALS)
     # A trial in which the process dies is suspect; these are not to blame.
     file.write_text(file.read_text().replace('sampler="random"', 'sampler="random", retries=10'))
-    shutil.copytree(toy_run, folder.path)
+    copy_run(toy_run, folder.path)
     for path in (folder.record, folder.study, folder.front_json, folder.mlflow_json):
         path.unlink()  # nothing but the uncompressed model is left
     note = json.loads((folder.path / "run.json").read_text())
@@ -130,8 +129,7 @@ def _dying(moment: str, folder: Path) -> None:
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_where_a_result_changes_hands(toy_run: Path, tmp_path: Path, moment: str) -> None:
     folder = RunFolder(tmp_path / "run")
-    shutil.copytree(toy_run, folder.path)
-    folder.mlflow_json.unlink()  # the run of the others is theirs
+    copy_run(toy_run, folder.path)
     with running(_dying, moment, folder.path) as process:
         assert ended(process) == -signal.SIGKILL
     before = folder.record.read_bytes()

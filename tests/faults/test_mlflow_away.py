@@ -15,6 +15,7 @@ from autocompress.trackers.mlflow import sync
 from autocompress.trackers.mlflow_run import MlflowRun, sqlite_file
 from tests.faults.processes import in_mlflow, numbers
 from tests.servers import free_port, kill, mlflow_serving
+from tests.toy import copy_run
 
 
 class Watching(Silent):
@@ -61,7 +62,7 @@ def test_a_server_that_is_away_at_the_start_comes_back_and_goes_for_good(
     toy_run: Path, tmp_path: Path, tracking_uri: str
 ) -> None:
     folder, home = tmp_path / "run", tmp_path / "server"
-    shutil.copytree(toy_run, folder)
+    copy_run(toy_run, folder)
     (folder / "mlflow.json").unlink()
     home.mkdir()
     database = sqlite_file(tracking_uri)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
@@ -26,6 +25,7 @@ from autocompress.tables import Sensitivity
 from autocompress.target import Target
 from autocompress.trackers.mlflow_run import MlflowRun
 from tests.tables_made import made_costs, made_sensitivity
+from tests.toy import copy_run
 
 # Of each file; ``AUTOCOMPRESS_FUZZ=12000`` makes more than 100,000 in all.
 EXAMPLES = int(os.environ.get("AUTOCOMPRESS_FUZZ", "60"))
@@ -80,7 +80,7 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
 def run(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with all files that there may be, some of which a test writes over and over."""
     folder = tmp_path_factory.mktemp("parsing") / "run"
-    shutil.copytree(toy_run, folder)
+    copy_run(toy_run, folder)
     layers, target = load_baseline(folder / "baseline").layers, Target()
     (folder / "sensitivity.json").write_text(made_sensitivity(layers, target.menu).to_json())
     (folder / "costs.json").write_text(made_costs(layers, target).to_json())

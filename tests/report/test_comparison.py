@@ -1,7 +1,6 @@
 """Several runs side by side."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from autocompress.report.comparison import Contender, comparison_of, contender_o
 from autocompress.result import TrialResult
 from autocompress.trackers.mlflow_run import MlflowRun
 from tests.made import BASELINE, ENVIRONMENT, LIMITS, OBJECTIVES, made_folder, made_front, made_results
-from tests.toy import call
+from tests.toy import call, copy_run
 
 Capture = pytest.CaptureFixture[str]
 
@@ -129,7 +128,7 @@ def test_the_table_has_a_row_for_each_and_its_names_are_no_markup(tmp_path: Path
 
 def test_the_command_writes_a_page_and_a_table(toy_run: Path, tmp_path: Path, capsys: Capture) -> None:
     other, page = tmp_path / "run", tmp_path / "out/both.html"
-    shutil.copytree(toy_run, other)
+    copy_run(toy_run, other)
     # Two of the same name, and one of them found less.
     front = read_front_of(other)
     (other / "front.json").write_text(front.model_copy(update={"members": front.members[:1]}).to_json())

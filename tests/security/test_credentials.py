@@ -21,7 +21,7 @@ from autocompress.run import resume
 from autocompress.study import open_database
 from tests.faults.processes import begin, command, ended
 from tests.servers import Postgres
-from tests.toy import call, write_experiment
+from tests.toy import call, copy_run, write_experiment
 
 TOKEN, PASSWORD = "Tok-en-of-the-server", "Pass-w0rd-of-mlflow"
 
@@ -146,10 +146,9 @@ def test_a_search_with_credentials_keeps_and_shows_none(tmp_path: Path, postgres
 
 
 def test_mlflow_in_a_database_is_told_no_credentials(tmp_path: Path, toy_run: Path, postgres: Postgres) -> None:
-    import shutil
 
     uri = postgres.new("secret-mlflow")
-    shutil.copytree(toy_run, tmp_path / "run")
+    copy_run(toy_run, tmp_path / "run")
     (tmp_path / "run/mlflow.json").unlink()
     resume(tmp_path / "run", driver=LocalDriver(), tracking_uri=uri)
     assert "experiments" not in tables_with(uri, postgres.password)

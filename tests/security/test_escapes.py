@@ -16,15 +16,14 @@ from autocompress.policy import LayerPolicy, Policy
 from autocompress.run import resume, run_search
 from autocompress.target import Target
 from tests.faults.test_damage import Hearing
-from tests.toy import call, write_experiment
+from tests.toy import call, copy_run, write_experiment
 
 SECRET = "what is outside"
 
 
 @pytest.fixture
 def run(toy_run: Path, tmp_path: Path) -> Path:
-    shutil.copytree(toy_run, tmp_path / "run")
-    return tmp_path / "run"
+    return copy_run(toy_run, tmp_path / "run")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,6 +26,7 @@ from autocompress.target import Target
 from autocompress.testing import _InOrder, _pictures, _words, toy_student
 from autocompress.verify import verify
 from tests.security.bombs import pickled, saved_by_torch
+from tests.toy import copy_run
 
 LOCATIONS = ("weights.bin", "../../secret", "/etc/hostname")
 
@@ -79,7 +79,7 @@ def test_a_file_that_holds_its_weights_may_be_called_as_it_likes() -> None:
 @pytest.mark.parametrize("which", ["exported", "baseline", "trial"])
 def test_verify_and_export_refuse_it_in_one_line(toy_run: Path, tmp_path: Path, which: str) -> None:
     run, into = tmp_path / "run", tmp_path / "exported"
-    shutil.copytree(toy_run, run)
+    copy_run(toy_run, run)
     result = export(open_run(run), "smallest", into, max_drop=None)
     bad = {"exported": into / "model.onnx", "baseline": run / "baseline/model.onnx", "trial": run / str(result.model)}[which]
     bad.write_bytes(elsewhere("/etc/hostname"))

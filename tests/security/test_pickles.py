@@ -31,7 +31,7 @@ from autocompress.verify import read_claims, verify
 from tests.faults.test_damage import Hearing
 from tests.security.bombs import BOMBS, pickled
 from tests.tables_made import made_costs, made_sensitivity
-from tests.toy import call
+from tests.toy import call, copy_run
 
 # Loads of libraries that unpickle, or evaluate, what they read.
 _FORBIDDEN = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "yaml", "cloudpickle", "code", "runpy"}
@@ -63,7 +63,7 @@ def problem(command: Callable[[], object]) -> str:
 def run(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with every kind of file."""
     folder = tmp_path_factory.mktemp("pickles") / "run"
-    shutil.copytree(toy_run, folder)
+    copy_run(toy_run, folder)
     opened = open_run(folder)
     layers, target = opened.baseline().layers, opened.experiment().target
     (folder / "sensitivity.json").write_text(made_sensitivity(layers, target.menu).to_json())

@@ -1,6 +1,5 @@
 """A real MLflow server as a team has one: its runs in PostgreSQL, artifacts by way of the server alone."""
 
-import shutil
 from pathlib import Path
 
 import mlflow
@@ -15,6 +14,7 @@ from autocompress.trackers.mlflow_run import MlflowRun
 from autocompress.trackers.mlflow_store import CHAMPION
 from tests.faults.processes import in_mlflow, numbers
 from tests.servers import Postgres, free_port, mlflow_at, mlflow_serving
+from tests.toy import copy_run
 
 
 def test_a_search_is_kept_whole_by_a_server_with_postgresql_and_an_artifact_proxy(
@@ -23,7 +23,7 @@ def test_a_search_is_kept_whole_by_a_server_with_postgresql_and_an_artifact_prox
     database, port = postgres.new("mlflow-server"), free_port()
     run, home = tmp_path / "run", tmp_path / "server"
     home.mkdir()
-    shutil.copytree(toy_run, run)
+    copy_run(toy_run, run)
     (run / "mlflow.json").unlink()
     proxied = ["--artifacts-destination", str(home / "artifacts"), "--serve-artifacts"]
     uri = f"http://127.0.0.1:{port}"

@@ -24,7 +24,7 @@ from autocompress.trackers.mlflow_run import MlflowRun
 from autocompress.trackers.mlflow_server import serving
 from tests.made import LAYERS, made_result, made_results
 from tests.servers import free_port, mlflow_at
-from tests.toy import call
+from tests.toy import call, copy_run
 from tests.trackers.test_mlflow import EXPERIMENT, empty_store, everything, folder, tracked, uri
 
 __all__ = ["empty_store", "folder", "uri"]
@@ -91,14 +91,8 @@ def test_a_model_without_a_file_cannot_be_promoted(folder: RunFolder, front: Par
 
 
 @pytest.fixture
-def logged_run(toy_run: Path, tracking_uri: str, tmp_path: Path) -> Path:
-    """A copy of the toy run, logged to a store of its own."""
-    run = tmp_path / "run"
-    shutil.copytree(toy_run, run)
-    shutil.copy(tracking_uri.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
-    noted = json.loads((run / "mlflow.json").read_text())
-    (run / "mlflow.json").write_text(json.dumps(noted | {"tracking_uri": f"sqlite:///{tmp_path / 'mlflow.db'}"}))
-    return run
+def logged_run(toy_run: Path, tmp_path: Path) -> Path:
+    return copy_run(toy_run, tmp_path / "run")
 
 
 def test_promote_is_a_command(logged_run: Path, capsys: Capture) -> None:

@@ -11,8 +11,8 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -154,6 +154,10 @@ class MlflowTracker:
         return ui_hint(self._run)
 
     def _work(self) -> None:
+        with _into_the_log():
+            self._write_all()
+
+    def _write_all(self) -> None:
         growth = Growth(self._run, preparation_of(self._folder))
         for earlier in self._before:
             growth.add(earlier)
@@ -224,10 +228,11 @@ def sync(folder: RunFolder, front: ParetoFront | None, *, layers: Layers, uri: s
     check_reachable(uri)
     results = folder.results()
     try:
-        store, run = _open(folder, uri, run.model_copy(update={"tracking_uri": public_uri(uri)}), layers)
-        count = store.log_all(results, preparation_of(folder))
-        _write(folder, _with_trials(run, store))
-        store.finish(folder, front)
+        with _into_the_log():
+            store, run = _open(folder, uri, run.model_copy(update={"tracking_uri": public_uri(uri)}), layers)
+            count = store.log_all(results, preparation_of(folder))
+            _write(folder, _with_trials(run, store))
+            store.finish(folder, front)
     except Exception as error:
         raise _not_taken(error, uri) from error
     return count
@@ -261,8 +266,9 @@ def promote(
     try:
         from autocompress.trackers.mlflow_store import open_store, promote_model
 
-        store = open_store(uri, run.model_copy(update={"tracking_uri": public_uri(uri)}), layers, ended=True)
-        return Promoted(*promote_model(store, folder, result, alias))
+        with _into_the_log():
+            store = open_store(uri, run.model_copy(update={"tracking_uri": public_uri(uri)}), layers, ended=True)
+            return Promoted(*promote_model(store, folder, result, alias))
     except InputError:
         raise
     except Exception as error:
@@ -355,6 +361,22 @@ def _open(folder: RunFolder, uri: str, run: MlflowRun, layers: Layers) -> "tuple
     run = _with_trials(run, store)
     _write(folder, run)
     return store, run
+
+
+@contextmanager
+def _into_the_log() -> Iterator[None]:
+    """What MLflow says goes to the log of the run, if there is one: by itself it writes tracebacks on the terminal."""
+    with suppress(Exception):  # who opens a store is told
+        import mlflow  # noqa: F401  # it sets its loggers up when it is loaded
+    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
+    before = [(logger.handlers, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [logging.NullHandler()], True
+    try:
+        yield
+    finally:
+        for logger, (handlers, propagate) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
 
 
 def _with_trials(run: MlflowRun, store: "Store") -> MlflowRun:

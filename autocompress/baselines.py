@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from autocompress.compute import Standing, standings, used_seconds
+from autocompress.compute import INT8, Standing, standings, used_seconds
 from autocompress.credentials import public_uri
 from autocompress.drivers import Driver
 from autocompress.errors import InputError, RunFolderError, unknown_name
@@ -18,7 +18,7 @@ from autocompress.listeners import Silent, View
 from autocompress.noun import Noun
 from autocompress.opened import Run, RunNote, open_run
 from autocompress.report import write_report
-from autocompress.rivals import RIVALS, has_levels, rival_experiment
+from autocompress.rivals import RIVALS, has_integers, has_levels, rival_experiment
 from autocompress.run import conduct, look_for_mlflow
 from autocompress.trackers.mlflow import sync
 
@@ -77,10 +77,16 @@ def run_baselines(
 
 
 def _possible(experiment: Experiment, run: Run, view: View) -> list[str]:
-    if has_levels(experiment, run.baseline().layers):
-        return list(RIVALS)
-    view.say("no warm rivals: the space has no levels for the whole network by which they could begin with uniform policies")
-    return [name for name in RIVALS if not name.endswith("-warm")]
+    names = list(RIVALS)
+    if not has_levels(experiment, run.baseline().layers):
+        view.say(
+            "no warm rivals: the space has no levels for the whole network by which they could begin with uniform policies"
+        )
+        names = [name for name in names if not name.endswith("-warm")]
+    if not has_integers(experiment):
+        view.say(f"no {INT8}: target {experiment.target.name} stores no integers")
+        names.remove(INT8)
+    return names
 
 
 def _compete(run: Run, name: str, experiment: Experiment, spend: float, driver: Driver, uri: str, view: View) -> bool:

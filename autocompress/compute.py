@@ -13,9 +13,10 @@ from autocompress.objective import Limit, Objective
 from autocompress.result import Status, TrialResult
 from autocompress.tables import CostTable, Sensitivity
 
-# What the run itself is called among its rivals, and the rival that compresses nothing.
+# What the run itself is called among its rivals; the rivals that search for nothing: the uncompressed model, trained
+# further, and the one that is only quantised.
 OURS = "this run"
-UNCOMPRESSED = "uncompressed"
+UNCOMPRESSED, INT8 = "uncompressed", "int8"
 
 
 class HypervolumeSoFar:
@@ -93,7 +94,7 @@ def rivals_in(folder: RunFolder) -> list[RunFolder]:
 
 
 def curves(folder: RunFolder) -> pd.DataFrame:
-    """The hypervolume of the front so far against cumulative compute, for a run (`OURS`) and each of its rivals.
+    """The hypervolume of the front so far against cumulative compute, for a run (`OURS`) and each of its rivals but `INT8`.
 
     Columns `searcher`, `worker_seconds`, `hypervolume`, `number`: a row for each trial, in the order they ended, after a
     row without a number where the first trial began. All are judged by the objectives, limits and uncompressed model of
@@ -102,7 +103,7 @@ def curves(folder: RunFolder) -> pd.DataFrame:
     front = _front(folder)
     rows = [
         (name, seconds, volume, number)
-        for name, there in [(OURS, folder), *((rival.path.name, rival) for rival in rivals_in(folder))]
+        for name, there in [(OURS, folder), *((rival.path.name, rival) for rival in _searchers(folder))]
         for seconds, volume, number in _curve(there, front)
     ]
     table = pd.DataFrame(rows, columns=["searcher", "worker_seconds", "hypervolume", "number"])
@@ -110,11 +111,16 @@ def curves(folder: RunFolder) -> pd.DataFrame:
 
 
 def standings(folder: RunFolder) -> list[Standing]:
-    """How the rivals of a run compare with it, the best of them first. Raises `RunFolderError` as `curves` does."""
+    """How the rivals of a run but `INT8` compare with it, the best of them first. Raises `RunFolderError` as `curves` does."""
     table = curves(folder)
     ours = table[table.searcher == OURS]
-    found = [_standing(rival, table[table.searcher == rival.path.name], ours) for rival in rivals_in(folder)]
+    found = [_standing(rival, table[table.searcher == rival.path.name], ours) for rival in _searchers(folder)]
     return sorted(found, key=lambda standing: (-standing.hypervolume, standing.rival))
+
+
+def _searchers(folder: RunFolder) -> list[RunFolder]:
+    """The rivals that spend compute: one model that is only quantised spends next to none."""
+    return [rival for rival in rivals_in(folder) if rival.path.name != INT8]
 
 
 def _standing(rival: RunFolder, curve: pd.DataFrame, ours: pd.DataFrame) -> Standing:

@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import NSGAIISampler, RandomSampler
 from optuna.trial import BaseTrial
 
-from autocompress.compute import UNCOMPRESSED
+from autocompress.compute import INT8, UNCOMPRESSED
 from autocompress.errors import ExperimentError, unknown_name
 from autocompress.experiment import Budget, Experiment, Space, is_guided
 from autocompress.layer import Layers
@@ -24,7 +24,7 @@ from autocompress.result import Status, TrialResult
 from autocompress.target import Target
 from search_spaces import joint, uniform
 
-RIVALS = ("uniform", "random", "nsga2", "tpe", "nsga2-warm", "tpe-warm", UNCOMPRESSED)
+RIVALS = ("uniform", "random", "nsga2", "tpe", "nsga2-warm", "tpe-warm", INT8, UNCOMPRESSED)
 
 # The parameters by which a space treats the whole network alike.
 _LEVELS = ("channel_sparsity", "weight_bits", "weight_sparsity")
@@ -56,8 +56,9 @@ def rival_experiment(
     It has the same task, objectives, limits, target, refits and seed, and `worker_seconds` to spend. `uniform` treats all
     layers alike: some usual policies, then a grid from coarse to fine. `random`, `nsga2` and `tpe` sample the raw space: that
     of the experiment or, when it is guided, the joint one with the same fine-tuning steps; with ``-warm`` they begin with the
-    usual uniform policies. `uncompressed` only fine-tunes, as the trials were fine-tuned. Raises `UnknownNameError`, and
-    `ExperimentError` for a warm start in a space without levels for the whole network.
+    usual uniform policies. `int8` is one model, plainly quantised; `uncompressed` only fine-tunes, as the trials were
+    fine-tuned. Raises `UnknownNameError`, and `ExperimentError` for a warm start in a space without levels for the whole
+    network and for `int8` on a target without integers.
     """
     if name not in RIVALS:
         raise unknown_name("rival", name, RIVALS)
@@ -71,6 +72,8 @@ def rival_experiment(
     )
     if name == UNCOMPRESSED:
         return _uncompressed(plain, results)
+    if name == INT8:
+        return _int8(plain, layers)
     if name == "uniform":
         plain = replace(plain, space=_without_repair(uniform.make(steps=_steps(results))))
         return replace(plain, start=list(_walk(plain, layers, distilled=_distilled(results))))
@@ -82,6 +85,11 @@ def rival_experiment(
     elif sampler == "tpe":
         plain = replace(plain, sampler="tpe")
     return replace(plain, start=uniform_starts(plain, layers, distilled=_distilled(results))) if warm else plain
+
+
+def has_integers(experiment: Experiment) -> bool:
+    """True when the target can have a plainly quantised model."""
+    return any(bits is not None for bits in experiment.target.menu.weight_bits)
 
 
 def has_levels(experiment: Experiment, layers: Layers) -> bool:
@@ -212,6 +220,16 @@ def _uncompressed(experiment: Experiment, results: Sequence[TrialResult]) -> Exp
     ]
     budget = replace(experiment.budget, trials=len(grid) if lengths != [0] else 1)
     return replace(experiment, space=space, start=grid, budget=budget, refit=None)
+
+
+def _int8(experiment: Experiment, layers: Layers) -> Experiment:
+    """What exporters do by themselves: all layers in the widest integers of the target, calibrated, not trained."""
+    if not has_integers(experiment):
+        raise ExperimentError(f"target {experiment.target.name} stores no integers: there is no {INT8} to compare with")
+    experiment = replace(experiment, space=_without_repair(uniform.make(steps=(0,))), refit=None)
+    known = _distributions(experiment.space, layers, experiment.target)
+    plain = _params({"channel_sparsity": 0.0, "weight_bits": 8, "weight_sparsity": 0.0}, known, distilled=False)
+    return replace(experiment, start=[plain], budget=replace(experiment.budget, trials=1))
 
 
 def _without_repair(space: Space) -> Space:

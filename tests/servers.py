@@ -111,7 +111,7 @@ def postgres_serving() -> Iterator[Postgres]:
         data = ["-D", str(home / "data")]
         made = [*data, "-U", server.user, "--auth=scram-sha-256", f"--pwfile={secret}", "--no-sync", "--locale=C", "-E", "UTF8"]
         subprocess.run([found / "initdb", *made], check=True, capture_output=True, user=user, cwd=home)
-        options = ["-p", str(server.port), "-h", "127.0.0.1", "-k", str(home), "-c", "fsync=off", "-c", "max_connections=50"]
+        options = ["-p", str(server.port), "-h", "127.0.0.1", "-k", str(home), "-c", "fsync=off", "-c", "max_connections=200"]
         with log.open("ab") as file:
             process = subprocess.Popen([found / "postgres", *data, *options], stdout=file, stderr=file, user=user, cwd=home)
         try:

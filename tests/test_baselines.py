@@ -13,7 +13,7 @@ from mlflow.entities import Run as MlflowEntity
 from onnx import load, numpy_helper
 
 from autocompress.baselines import run_baselines
-from autocompress.compute import OURS, Standing, curves, standings, used_seconds
+from autocompress.compute import INT8, OURS, Standing, curves, standings, used_seconds
 from autocompress.drivers.local import LocalDriver
 from autocompress.drivers.tune import TuneDriver
 from autocompress.errors import InputError
@@ -119,8 +119,8 @@ def test_a_rival_has_its_worker_seconds_and_no_trial_more(rivalled: tuple[Path, 
     for name in RIVALS:
         results = rival_in(run, name).results()
         assert sum(result.compute for result in results[:-1]) < spend(run), name
-        # The uncompressed one ends sooner when all its lengths have been tried at all three rates.
-        tried_all = name == "uncompressed" and len(results) in (3, 6)
+        # The uncompressed one ends sooner when all its lengths have been tried at all three rates, the quantised one is one.
+        tried_all = (name == "uncompressed" and len(results) in (3, 6)) or (name == INT8 and len(results) == 1)
         assert tried_all or sum(result.compute for result in results) >= spend(run), name
 
 
@@ -148,6 +148,20 @@ def test_the_uncompressed_rival_gives_float_models_with_trained_weights(rivalled
     assert standing.accuracy == max(result.metrics["accuracy"] for result in results)
 
 
+def test_the_quantised_rival_is_one_model_of_8_bits_that_nobody_trained(rivalled: tuple[Path, list[Standing]]) -> None:
+    run, found = rivalled
+    assert INT8 not in {standing.rival for standing in found}, "it searches for nothing"
+    (result,) = rival_in(run, INT8).results()
+    baseline = read_front(RunFolder(run)).baseline
+    assert result.policy.channel_sparsity == {}
+    assert result.policy.finetune.steps == 0
+    assert {layer.weight_bits for layer in result.policy.layers.values()} == {7}  # 8, as they are stored
+    assert {layer.activation_bits for layer in result.policy.layers.values()} == {8}
+    assert baseline["size_bytes"] / result.metrics["size_bytes"] > 2
+    smaller = f"{baseline['size_bytes'] / result.metrics['size_bytes']:.1f}x smaller"
+    assert f"Quantised to 8 bits throughout, and no more, the model is {smaller}" in (run / "front.html").read_text()
+
+
 def test_warm_rivals_begin_with_uniform_policies_and_cold_ones_do_not(rivalled: tuple[Path, list[Standing]]) -> None:
     run, _ = rivalled
 
@@ -166,7 +180,7 @@ def test_the_curves_rise_and_end_at_the_hypervolume_of_the_front(rivalled: tuple
     run, found = rivalled
     folder = RunFolder(run)
     table = curves(folder)
-    assert set(table.searcher) == {OURS, *RIVALS}
+    assert set(table.searcher) == {OURS, *RIVALS} - {INT8}
     for name, rows in table.groupby("searcher"):
         there = folder if name == OURS else rival_in(run, str(name))
         assert rows.hypervolume.is_monotonic_increasing
@@ -191,7 +205,7 @@ def test_rivals_are_in_the_same_mlflow_experiment_and_none_is_champion(rivalled:
     run, _ = rivalled
     noted = MlflowRun.from_json(RunFolder(run).mlflow_json.read_bytes())
     client = MlflowClient(tracking_uri=noted.tracking_uri)
-    parents = client.search_runs([str(noted.experiment_id)], "tags.autocompress.baseline_of = 'run'")
+    parents = client.search_runs([str(noted.experiment_id)], "tags.baseline_of = 'run'")
     assert sorted(parent.info.run_name for parent in parents) == sorted(f"run / {name}" for name in RIVALS)
     for parent in parents:
         assert parent.info.status == "FINISHED"
@@ -261,13 +275,14 @@ def test_rivals_run_on_ray_with_their_own_policies(alone: Path, tmp_path: Path) 
 
 def test_the_command_says_how_they_compare(alone: Path, tmp_path: Path, capsys: Capture) -> None:
     run = copy_of(alone, tmp_path)
-    options = ("--rivals", "random,uncompressed", "--worker-seconds", "0.3", "--driver", "local")
+    options = ("--rivals", "random,int8,uncompressed", "--worker-seconds", "0.3", "--driver", "local")
     assert call("baseline", run, *options) == 0
     out = capsys.readouterr().out
     assert "random: 0.3 worker-seconds" in out
     assert re.search(r"trial 0: .*x smaller", out)
     assert re.search(r"^│random +│ +\d+ │ +\d+ │ +0\.\d{4} │ +0\.\d{4} │ ", out, re.MULTILINE)
     assert re.search(r"^│uncompressed +│ ", out, re.MULTILINE)
+    assert re.search(r"Quantised to 8 bits throughout, and no more, the model is \d\.\dx smaller", out.replace("\n", " "))
     assert "Fine-tuned in the same way but not compressed, the model scores" in out
     assert f"look at the curves {run / 'front.html'}" in out
     assert call("baseline", run, *options, "--quiet") == 0

@@ -8,7 +8,7 @@ from optuna.samplers import NSGAIISampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import BaseTrial
 
-from autocompress.compute import UNCOMPRESSED
+from autocompress.compute import INT8, UNCOMPRESSED
 from autocompress.errors import ExperimentError, UnknownNameError
 from autocompress.experiment import Budget, Experiment
 from autocompress.halving import Halving
@@ -18,7 +18,7 @@ from autocompress.refitting import Refit
 from autocompress.result import Status, TrialResult
 from autocompress.rivals import RIVALS, has_levels, rival_experiment, uniform_starts
 from autocompress.search import Search
-from autocompress.target import Target
+from autocompress.target import MENUS, Target
 from autocompress.testing import ToyTask
 from search_spaces import joint, mixed_precision, per_layer, per_stage
 from tests.nets import one_linear, resnet20, vgg
@@ -93,7 +93,7 @@ def test_a_rival_has_the_same_task_and_none_of_the_machinery(name: str) -> None:
         EXPERIMENT.seed,
     )
     assert theirs.halving is None
-    assert theirs.refit == (None if name == UNCOMPRESSED else EXPERIMENT.refit)
+    assert theirs.refit == (None if name in (INT8, UNCOMPRESSED) else EXPERIMENT.refit)
     assert not theirs.needs_prior
     assert theirs.budget.worker_seconds == 400
     assert theirs.budget.minutes is None
@@ -225,7 +225,23 @@ def test_a_space_without_levels_has_no_warm_start() -> None:
     assert policies(rival("tpe", experiment), 3)
 
 
-# --- the uncompressed network
+# --- those that do not search
+
+
+def test_the_quantised_rival_is_one_policy_of_8_bits() -> None:
+    theirs = rival("int8", replace(EXPERIMENT, space=guided, start=lambda _: []))
+    (policy,) = policies(theirs, 3)
+    assert policy.layers.keys() == {layer.name for layer in LAYERS}
+    assert set(policy.layers.values()) == {LayerPolicy(weight_bits=theirs.target.menu.integer_weight_bits, activation_bits=8)}
+    assert not any(policy.channel_sparsity.values())
+    assert policy.finetune.steps == 0
+    assert policy.distill is None
+
+
+def test_a_target_without_integers_has_no_quantised_rival(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MENUS, "onnxruntime", Target().menu.model_copy(update={"weight_bits": (None,)}))
+    with pytest.raises(ExperimentError, match="target onnxruntime-cpu stores no integers"):
+        rival("int8")
 
 
 def test_the_uncompressed_rival_only_trains_as_the_run_did() -> None:

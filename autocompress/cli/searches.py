@@ -126,7 +126,7 @@ def resume(
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--rivals", help="Some of uniform,random,nsga2,tpe,nsga2-warm,tpe-warm,uncompressed. [default: all]")
+@click.option("--rivals", help="Some of uniform,random,nsga2,tpe,nsga2-warm,tpe-warm,int8,uncompressed. [default: all]")
 @click.option("--worker-seconds", type=float, help="What each may spend. [default: as much as the run has spent]")
 @click.option("--driver", default="tune", show_default=True, help="tune: many trials at once, on Ray. local: one by one.")
 @click.option("--address", help="Join the Ray cluster at this address (`auto` on one of its nodes).")
@@ -173,18 +173,21 @@ def baseline(
 def _show_standings(console: Console, folder: Path, *, as_json: bool) -> None:
     from autocompress.compute import curves, standings
     from autocompress.opened import open_run
+    from autocompress.report.evidence import evidence_of
+    from autocompress.report.landmarks import landmarks, plain_words
     from autocompress.report.standings import standings_table
     from autocompress.report.worth import control, verdict, worth_of
 
     run = open_run(folder)
-    found = standings(run.folder)
+    found, front = standings(run.folder), run.front()
     worth = worth_of(curves(run.folder), found)
     assert worth is not None
+    plain = plain_words(landmarks(evidence_of(run.folder).rivals, run.folder.results(), front, run.baseline().layers), front)
+    told = [line for line in (verdict(worth), plain, control(worth, front.baseline)) if line]
     if as_json:
-        told = [line for line in (verdict(worth), control(worth, run.front().baseline)) if line]
         print_json({"event": "standings", "run": str(folder), "rivals": [one.model_dump() for one in found], "verdict": told})
         return
     console.print(standings_table(found))
-    for line in filter(None, (verdict(worth), control(worth, run.front().baseline))):
+    for line in told:
         print_line(console, line)
     print_line(console, f"look at the curves {folder / 'front.html'}")

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from autocompress.compute import UNCOMPRESSED
+from autocompress.compute import INT8, UNCOMPRESSED
 from autocompress.front import ParetoFront
 from autocompress.layer import Layers
 from autocompress.policy import Policy
+from autocompress.report.decision import gains_words
 from autocompress.result import Status, TrialResult
 
 PLAIN = "plain 8 bits"
@@ -28,13 +29,24 @@ def landmarks(
 ) -> tuple[Landmark, ...]:
     """Plain 8-bit quantisation first, then each of `rivals` (name -> its results) with what it found, limits aside."""
     everyone = [result for trials in (results, *rivals.values()) for result in trials]
-    plain = plain_8_bits(everyone, layers)
+    plain = plain_8_bits(rivals.get(INT8, ()), layers) or plain_8_bits(everyone, layers)
     found = [Landmark(PLAIN, () if plain is None else (plain,))]
     for name, trials in rivals.items():
-        if name != UNCOMPRESSED:
+        if name not in (INT8, UNCOMPRESSED):
             models = ParetoFront.of(trials, front.objectives, (), front.baseline).members
             found.append(Landmark(name, models[:_MOST_POINTS]))
     return tuple(found)
+
+
+def plain_words(marks: Sequence[Landmark], front: ParetoFront) -> str:
+    """What plain 8-bit quantisation comes to, in one sentence; empty when it was not measured."""
+    for mark in marks:
+        if mark.name == PLAIN and mark.models:
+            (model,) = mark.models
+            validated = front.model_copy(update={"test": {}, "spread": {}})  # its number is perhaps another trial's of the run
+            trained = " and fine-tuned" if model.policy.finetune.steps else ""
+            return f"Quantised to 8 bits throughout{trained}, and no more, the model is {gains_words(model, validated)}."
+    return ""
 
 
 def plain_8_bits(results: Sequence[TrialResult], layers: Layers) -> TrialResult | None:

@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from typing import Any
 
-from autocompress.front import ParetoFront
 from autocompress.importance import Importance
 from autocompress.layer import Layers
 from autocompress.report.agreement import agreement_of
@@ -11,6 +10,7 @@ from autocompress.report.axes import finite, name_of
 from autocompress.report.contents import Contents
 from autocompress.report.heat_map import heat_map
 from autocompress.report.history import ended_over_time, failures_of, time_split
+from autocompress.report.landmarks import plain_words
 from autocompress.report.worth import Worth, control, verdict
 from autocompress.tables import Sensitivity
 
@@ -19,7 +19,7 @@ def sections_of(contents: Contents, layers: Layers) -> dict[str, Any]:
     front, evidence, results = contents.report.front, contents.evidence, contents.results
     agreement, ended, split = agreement_of(front, layers), ended_over_time(results), time_split(results, evidence.preparation)
     return {
-        "worth": _worth(evidence.worth, front),
+        "worth": _worth(evidence.worth, contents),
         "knobs": _knobs(evidence.importance),
         "sensitive": _sensitive(evidence.sensitivity, layers),
         "agreement": None if agreement is None else asdict(agreement),
@@ -30,15 +30,15 @@ def sections_of(contents: Contents, layers: Layers) -> dict[str, Any]:
     }
 
 
-def _worth(worth: Worth | None, front: ParetoFront) -> dict[str, Any] | None:
+def _worth(worth: Worth | None, contents: Contents) -> dict[str, Any] | None:
     if worth is None:
         return None
-    best, bracket = worth.best, None
+    front, best, bracket = contents.report.front, worth.best, None
     if best is not None and best.share is not None and best.share < 1:
         bracket = {"volume": best.hypervolume, "from": best.reached, "to": best.worker_seconds, "share": best.share}
     return {
         "verdict": verdict(worth),
-        "control": control(worth, front.baseline),
+        "control": " ".join(filter(None, (plain_words(contents.landmarks, front), control(worth, front.baseline)))),
         "compared": bool(worth.standings),
         "bracket": bracket,
         "curves": [

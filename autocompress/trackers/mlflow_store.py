@@ -53,10 +53,10 @@ from autocompress.trackers.mlflow_trial import final_metrics, policy_params, run
 CHAMPION = "champion"
 
 _log = logging.getLogger(__name__)
-_KEY, _TRIAL, _ON_FRONT = "autocompress.run", "autocompress.trial", "autocompress.on_front"
+_KEY, _TRIAL, _ON_FRONT = "autocompress.run", "autocompress.trial", "on_front"
 _STATUS = {
     Status.COMPLETE: RunStatus.to_string(RunStatus.FINISHED),
-    Status.STOPPED: RunStatus.to_string(RunStatus.FINISHED),  # as planned; the tag `autocompress.status` tells it apart
+    Status.STOPPED: RunStatus.to_string(RunStatus.FINISHED),  # as planned; the tag status tells it apart
     Status.FAILED: RunStatus.to_string(RunStatus.FAILED),
 }
 _RUNNING = RunStatus.to_string(RunStatus.RUNNING)
@@ -196,7 +196,7 @@ def _describe_parent(client: MlflowClient, parent: Run, run: MlflowRun) -> None:
         parent.info.run_id,
         metrics=[Metric(key, value, parent.info.start_time, 0) for key, value in metrics.items() if math.isfinite(value)],
         params=[Param(key, value) for key, value in wanted.items() if key not in known],
-        tags=[RunTag(f"autocompress.{key}", value) for key, value in changed.items()],
+        tags=[RunTag(key, value) for key, value in changed.items()],
     )
     if run.datasets and not (parent.inputs and parent.inputs.dataset_inputs):
         client.log_inputs(parent.info.run_id, [_dataset(run, split, examples) for split, examples in run.datasets.items()])
@@ -220,6 +220,8 @@ def _children(client: MlflowClient, experiment_id: str, parent_id: str) -> dict[
         page = client.search_runs([experiment_id], query, max_results=1000, page_token=token)
         for run in page:
             tags, written = run.data.tags, run.info.status != _RUNNING
+            if _TRIAL not in tags:
+                continue  # the user's own, below our parent
             child = Child(run.info.run_id, written, tags.get(_ON_FRONT) == "true")
             twin = children.get(int(tags[_TRIAL]))
             if twin is not None:
@@ -385,7 +387,7 @@ def _finish_parent(store: Store, folder: RunFolder, front: ParetoFront) -> None:
         metrics += [Metric(f"recommended/{m.key}", m.value, started, 0) for m in reached if "seconds" not in m.key]
     tags = {
         mlflow_tags.MLFLOW_RUN_NOTE: note(front, compute, picture=_picture(folder, parent))[:_TAG_LENGTH],
-        "autocompress.recommended": "none" if chosen is None else str(chosen.number),
+        "recommended": "none" if chosen is None else str(chosen.number),
     }
     client.log_batch(parent, metrics=metrics, tags=[RunTag(key, value) for key, value in tags.items()])
     for file in evidence_files(folder):

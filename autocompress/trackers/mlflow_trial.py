@@ -43,27 +43,27 @@ def policy_params(policy: Policy, layers: Layers) -> dict[str, str]:
 def trial_tags(result: TrialResult, run: MlflowRun) -> dict[str, str]:
     """Its status, where and how it ran, and why it ended early; `run` has the limits it is judged by."""
     tags = {
-        "autocompress.status": str(result.status),
-        "autocompress.policy": result.policy.key(),
-        "autocompress.seed": str(result.seed),
+        "status": str(result.status),
+        "policy": result.policy.key(),
+        "seed": str(result.seed),
         mlflow_tags.MLFLOW_RUN_NOTE: result.summary or result.error or "",
     }
     if result.error:
-        tags["autocompress.error"] = result.error
+        tags["error"] = result.error
         tags[mlflow_tags.MLFLOW_RUN_NOTE] = f"{result.summary}\n\n{result.error}".strip()
     if result.refit_of is not None:
-        tags["autocompress.refit_of"] = str(result.refit_of)
+        tags["refit_of"] = str(result.refit_of)
     if result.status is Status.STOPPED and result.rungs:
         last = result.rungs[-1]
-        tags["autocompress.stopped"] = f"at step {last.step}, accuracy {last.accuracy:.4g}"
+        tags["stopped"] = f"at step {last.step}, accuracy {last.accuracy:.4g}"
     if result.status is Status.COMPLETE:
-        tags["autocompress.limit_met"] = str(not missed(result.metrics, run.limits, run.baseline)).lower()
+        tags["limit_met"] = str(not missed(result.metrics, run.limits, run.baseline)).lower()
     if result.environment:
         machine = result.environment
-        tags["autocompress.cpu"] = f"{machine.cpu} ({machine.cores} cores)"
-        tags["autocompress.gpu"] = machine.gpu or "none"
-        tags["autocompress.python"] = machine.python
-        tags["autocompress.versions"] = ", ".join(f"{name} {number}" for name, number in sorted(machine.versions.items()))
+        tags["cpu"] = f"{machine.cpu} ({machine.cores} cores)"
+        tags["gpu"] = machine.gpu or "none"
+        tags["python"] = machine.python
+        tags["versions"] = ", ".join(f"{name} {number}" for name, number in sorted(machine.versions.items()))
     return tags
 
 

@@ -86,6 +86,8 @@ def test_plain_8_bits_are_all_layers_in_8_bits_and_nothing_pruned() -> None:
     assert plain_8_bits(others, LAYERS) is None
     marks = landmarks({"uniform": [worse]}, others, made_front(others), LAYERS)
     assert [(mark.name, mark.models) for mark in marks] == [(PLAIN, (worse,)), ("uniform", (worse,))]
+    marks = landmarks({"int8": [worse], "uniform": [best]}, others, made_front(others), LAYERS)
+    assert [(mark.name, mark.models) for mark in marks] == [(PLAIN, (worse,)), ("uniform", (best,))], "the one that is for this"
 
 
 def test_details_hold_what_repeats_once_and_layers_as_the_cost_table_knows_them() -> None:

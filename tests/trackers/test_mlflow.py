@@ -168,15 +168,15 @@ def test_a_search_is_a_parent_with_a_nested_run_for_every_trial(folder: RunFolde
         4: "FINISHED",
         5: "FINISHED",
     }
-    assert nested[3].data.tags["autocompress.error"] == "DivergedError: the loss was nan after 12 steps"
-    assert {number: run.data.tags["autocompress.status"] for number, run in nested.items() if number > 2} == {
+    assert nested[3].data.tags["error"] == "DivergedError: the loss was nan after 12 steps"
+    assert {number: run.data.tags["status"] for number, run in nested.items() if number > 2} == {
         3: "failed",
         4: "complete",
         5: "stopped",
     }
-    assert nested[5].data.tags["autocompress.stopped"] == "at step 0, accuracy 0.3"
-    assert [number for number in nested if nested[number].data.tags["autocompress.on_front"] == "true"] == [4, 1, 0]
-    assert {run.data.tags.get("autocompress.limit_met") for run in nested.values()} == {"true", None}
+    assert nested[5].data.tags["stopped"] == "at step 0, accuracy 0.3"
+    assert [number for number in nested if nested[number].data.tags["on_front"] == "true"] == [4, 1, 0]
+    assert {run.data.tags.get("limit_met") for run in nested.values()} == {"true", None}
     assert nested[1].data.metrics["size_bytes"] == 24_000
     assert nested[1].data.metrics["times_smaller"] == 17.5
     assert nested[1].data.metrics["test_accuracy"] == pytest.approx(0.971)
@@ -186,8 +186,8 @@ def test_a_search_is_a_parent_with_a_nested_run_for_every_trial(folder: RunFolde
     assert nested[1].data.params == policy_params(made_results()[1].policy, LAYERS)
     local = Path(client.download_artifacts(nested[1].info.run_id, "policy.json"))
     assert Policy.from_json(local.read_bytes()) == made_results()[1].policy
-    assert nested[1].data.tags["autocompress.cpu"] == "AMD EPYC (2 cores)"
-    assert "torch 2.13.0" in nested[1].data.tags["autocompress.versions"]
+    assert nested[1].data.tags["cpu"] == "AMD EPYC (2 cores)"
+    assert "torch 2.13.0" in nested[1].data.tags["versions"]
 
     assert parent.info.status == "FINISHED"
     assert parent.info.run_name == "mnist_vgg 2026-11-23"
@@ -231,11 +231,11 @@ def test_trials_are_found_by_their_tags(folder: RunFolder, uri: str) -> None:
     report(folder, front)
     assert tracker.close(front) == 0
     client = MlflowClient(tracking_uri=uri)
-    assert found_by(client, "tags.`autocompress.on_front` = 'true'") == {0, 1}
-    assert found_by(client, "tags.`autocompress.status` = 'failed'") == {3}
-    assert found_by(client, "tags.`autocompress.status` = 'stopped'") == {5}
-    assert found_by(client, "tags.`autocompress.limit_met` = 'true'") == {0, 1, 2}
-    assert found_by(client, "tags.`autocompress.limit_met` = 'false' and metrics.size_bytes < 10000") == {4}
+    assert found_by(client, "tags.on_front = 'true'") == {0, 1}
+    assert found_by(client, "tags.status = 'failed'") == {3}
+    assert found_by(client, "tags.status = 'stopped'") == {5}
+    assert found_by(client, "tags.limit_met = 'true'") == {0, 1, 2}
+    assert found_by(client, "tags.limit_met = 'false' and metrics.size_bytes < 10000") == {4}
 
 
 def test_datasets_are_known_by_what_is_in_them(folder: RunFolder, uri: str) -> None:
@@ -257,9 +257,9 @@ def test_a_stopped_trial_keeps_its_rungs_and_what_was_known_at_them(folder: RunF
     client = MlflowClient(tracking_uri=uri)
     _, nested = runs_of(client)
     halted = nested[5]
-    assert (halted.info.status, halted.data.tags["autocompress.status"]) == ("FINISHED", "stopped")
-    assert halted.data.tags["autocompress.stopped"] == "at step 50, accuracy 0.41"
-    assert "autocompress.error" not in halted.data.tags
+    assert (halted.info.status, halted.data.tags["status"]) == ("FINISHED", "stopped")
+    assert halted.data.tags["stopped"] == "at step 50, accuracy 0.41"
+    assert "error" not in halted.data.tags
     assert halted.data.metrics == {
         "rung_accuracy": 0.41,
         "rung_seconds": 7.0,
@@ -281,7 +281,7 @@ def test_refits_compute_and_what_was_measured_before_are_there(tmp_path: Path, u
     client = MlflowClient(tracking_uri=uri)
     parent, nested = runs_of(client)
 
-    assert {number: run.data.tags.get("autocompress.refit_of") for number, run in nested.items() if number > 4} == {
+    assert {number: run.data.tags.get("refit_of") for number, run in nested.items() if number > 4} == {
         5: None,
         6: "1",
         7: "1",
@@ -481,10 +481,20 @@ def test_a_twin_that_a_repeated_request_left_behind_goes(folder: RunFolder, uri:
     client = MlflowClient(tracking_uri=uri)
     parent, nested = runs_of(client)
     before = everything(client)
-    twin = {"mlflow.parentRunId": parent.info.run_id, "autocompress.trial": "1", "autocompress.on_front": "false"}
+    twin = {"mlflow.parentRunId": parent.info.run_id, "autocompress.trial": "1", "on_front": "false"}
     client.create_run(nested[1].info.experiment_id, tags=twin)
     assert sync(folder, front, layers=LAYERS) == 0
     assert everything(client) == before
+
+
+def test_a_run_of_the_users_own_below_the_search_is_left_alone(folder: RunFolder, uri: str) -> None:
+    front = tracked(folder, uri, made_results())
+    client = MlflowClient(tracking_uri=uri)
+    parent, nested = runs_of(client)
+    theirs = client.create_run(nested[1].info.experiment_id, tags={"mlflow.parentRunId": parent.info.run_id, "trial": "1"})
+    assert sync(folder, front, layers=LAYERS) == 0
+    assert client.get_run(theirs.info.run_id).info.lifecycle_stage == "active"
+    assert client.get_run(nested[1].info.run_id).info.lifecycle_stage == "active"
 
 
 def test_a_resumed_search_goes_on_in_the_same_parent_and_the_front_moves(folder: RunFolder, uri: str) -> None:
@@ -500,12 +510,12 @@ def test_a_resumed_search_goes_on_in_the_same_parent_and_the_front_moves(folder:
     assert parent.info.run_id == first.info.run_id
     assert parent.info.status == "FINISHED"
     assert sorted(nested) == [0, 1, 2, 3, 4, 5, 6]
-    assert [number for number in nested if nested[number].data.tags["autocompress.on_front"] == "true"] == [6]
+    assert [number for number in nested if nested[number].data.tags["on_front"] == "true"] == [6]
     assert client.get_model_version_by_alias(EXPERIMENT, "champion").run_id == nested[6].info.run_id
     history = client.get_metric_history(parent.info.run_id, "hypervolume")
     assert sorted(metric.step for metric in history) == [1, 2, 3, 4, 5, 6, 7]
     assert parent.data.params["trials"] == "6"
-    assert parent.data.tags["autocompress.trials"] == "7"
+    assert parent.data.tags["trials"] == "7"
 
 
 def test_an_ended_run_is_running_again_while_it_is_resumed(folder: RunFolder, uri: str) -> None:
@@ -533,8 +543,8 @@ def test_when_no_trial_meets_the_limits_the_parent_says_so(folder: RunFolder, ur
     assert tracker.close(front) == 0
     parent, nested = runs_of(MlflowClient(tracking_uri=uri))
     assert "**No trial meets `accuracy >= baseline + 0.01`.** The nearest:" in parent.data.tags["mlflow.note.content"]
-    assert parent.data.tags["autocompress.recommended"] == "none"
-    assert nested[0].data.tags["autocompress.limit_met"] == "false"
+    assert parent.data.tags["recommended"] == "none"
+    assert nested[0].data.tags["limit_met"] == "false"
     assert parent.data.metrics["front_size"] == 0
 
 

@@ -333,6 +333,22 @@ def test_a_single_float_layer_is_not_worth_its_borders() -> None:
     assert dear.solve().layers["head"].activation_bits == 8
 
 
+def test_a_network_that_is_quicker_in_floats_throughout_has_no_integers() -> None:
+    """No layer alone would give its integers up: the borders on both sides of it take longer than what it saves."""
+    costs = made_costs(vgg(), TARGET, border_ms=0.5)
+    slow = [
+        LayerCosts(**dict(layer) | {"int8_ms": tuple(tuple(ms + 0.1 for ms in row) for row in layer.float_ms)})
+        for layer in costs.layers
+    ]
+    prior = Prior(vgg(), TARGET, made_sensitivity(vgg(), MENU), CostTable(**dict(costs) | {"layers": tuple(slow)}))
+    uncompressed = prior.latency_ms(Policy())
+    assert prior.reach.latency_ms[0] == pytest.approx(uncompressed)
+    for policy in (prior.solve(), prior.solve(at(prior, 0.5)), prior.solve(latency_ms=0.9 * uncompressed), prior.smallest()):
+        assert {how.activation_bits for how in policy.layers.values()} == {None}
+        assert prior.latency_ms(policy) <= uncompressed * (1 + 1e-9)
+    assert prior.latency_ms(prior.solve(latency_ms=0.9 * uncompressed)) <= 0.9 * uncompressed
+
+
 HEAD_ROUNDED = Option(what="activation_bits", name="head", value=8)
 
 

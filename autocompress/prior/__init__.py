@@ -9,7 +9,7 @@ from autocompress.errors import InputError
 from autocompress.layer import Layers
 from autocompress.objective import Limit
 from autocompress.policy import Policy
-from autocompress.prior.network import STAGES, network, summed_divergence, without_needless_floats
+from autocompress.prior.network import STAGES, network, summed_divergence, with_the_quicker_kernels
 from autocompress.prior.solver import Budgets, least, solve
 from autocompress.prior.weighed import State, Weighed
 from autocompress.tables import CostTable, Sensitivity
@@ -91,7 +91,7 @@ class Prior:
         self._costs = costs
         self._in_nats = sensitivity.divergence.endswith("nats")
         self._whole = network(layers, target.menu, sensitivity, costs)
-        self._network = without_needless_floats(self._whole)
+        self._network = with_the_quicker_kernels(self._whole)
         bounds = {metric: _bound(metric, limits, baseline or {}) for metric in ("size_bytes", "latency_ms")}
         self._baseline = baseline or {}
         self._limits = [limit for limit in limits if limit.op == "<=" and limit.metric in bounds]

@@ -50,8 +50,8 @@ class Part:
     outputs + channel * outputs`` with so many channels; of the rows of one form the smallest counts. `mildest` marks the
     rows of the first form.
     `bits` and `zeros` are the divergences of its widths and of its zeros, `kernel` is 1 for integers, 0 for floats.
-    `ms` is the time [kernel][place in input_counts][place in output_counts]. `branch_of` are the places of the cuts that
-    leave the layer out where they keep none.
+    `ms` is the time [kernel][place in input_counts][place in output_counts], `border` what of that of floats is the change of
+    numbers before and after the layer. `branch_of` are the places of the cuts that leave the layer out where they keep none.
     """
 
     name: str
@@ -70,6 +70,7 @@ class Part:
     input_counts: Counts
     output_counts: Counts
     ms: Floats
+    border: float
     stage: int
     branch_of: tuple[int, ...]
 
@@ -238,6 +239,7 @@ def _part(
         input_counts=input_counts,
         output_counts=output_counts,
         ms=ms,
+        border=border,
         stage=stage,
         branch_of=tuple(place for place, group in enumerate(groups) if layer.name in group.branch),
     )
@@ -280,6 +282,32 @@ def _filled(inputs: Sequence[int], outputs: Sequence[int], grid: Floats, at_inpu
     """The grid at other numbers of channels: bilinear, and the nearest value outside of it."""
     rows = np.array([np.interp(at_outputs, outputs, row) for row in grid])
     return np.array([np.interp(at_inputs, inputs, column) for column in rows.T]).T
+
+
+def with_the_quicker_kernels(network: Network) -> Network:
+    """The same network without the integers when it is quicker with floats throughout, else `without_needless_floats`."""
+    mixed, floats = without_needless_floats(network), _in_floats(network)
+    if floats is not None and _least_ms(floats) < (1 - _LEAST_SAVING) * _least_ms(mixed):
+        return floats
+    return mixed
+
+
+def _in_floats(network: Network) -> Network | None:
+    """With float activations only, and so without a change of numbers anywhere; None where a layer cannot have them."""
+    parts = []
+    for part in network.parts:
+        if not (floats := part.kernel == 0).any():
+            return None
+        part = part.only(floats)
+        part = replace(part, mildest=np.array([how == part.how[0] for how in part.how]), ms=part.ms - part.border)
+        parts.append(part)
+    return replace(network, parts=tuple(parts))
+
+
+def _least_ms(network: Network) -> float:
+    """The time of all layers with all their channels, each in its quickest form."""
+    full = (part.times(np.array([part.inputs]), np.array([part.outputs])) for part in network.parts)
+    return network.rest_ms + sum(float(times.min()) for times in full)
 
 
 def without_needless_floats(network: Network) -> Network:

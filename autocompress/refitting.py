@@ -14,6 +14,8 @@ from autocompress.result import Status, TrialResult
 _WON_BACK = 0.5
 # Besides the front so many of the latest: more candidates cost time and hardly ever differ from better ones.
 _CANDIDATES = 200
+# A reference is so much worse than the worst, so that that has a hypervolume too.
+_BEYOND = 1.01
 # How many times longer than its trial a refit trains, where there is time for that.
 _TIMES = 4
 
@@ -52,24 +54,36 @@ def next_to_refit(
     """The complete trial that would add most to the hypervolume if it won back half of what it has lost in score.
 
     Those in `taken` (numbers) are counted as if they had done so already, so that the next is not just like the last.
-    None when nothing is left that would add anything.
+    Where no model is better than the uncompressed one in everything but the score, such as on a target that none is quicker
+    on, they are measured by the worst of them. None when nothing is left that would add anything.
     """
     complete = [result for result in results if result.status is Status.COMPLETE]
     known = [result.metrics for result in complete if not missed(result.metrics, limits, baseline)]
     known += [hoped(result, objectives, baseline) for result in complete if result.number in taken]
     known = non_dominated(known, objectives)  # what is dominated adds nothing, and of it there may be thousands
-    best, most = None, hypervolume(known, objectives, baseline) + 1e-9
     front = {member.number for member in ParetoFront.of(results, objectives, limits, baseline).members}
     candidates = [result for result in complete if result.refit_of is None and result.number not in taken]
     oldest = max(0, len(candidates) - _CANDIDATES)
-    for result in [result for place, result in enumerate(candidates) if place >= oldest or result.number in front]:
-        metrics = hoped(result, objectives, baseline)
-        if missed(metrics, limits, baseline):
-            continue
-        volume = hypervolume([*known, metrics], objectives, baseline)
+    latest = [result for place, result in enumerate(candidates) if place >= oldest or result.number in front]
+    hopes = [(result, hoped(result, objectives, baseline)) for result in latest]
+    hopes = [(result, metrics) for result, metrics in hopes if not missed(metrics, limits, baseline)]
+    reference = _reference([*known, *(metrics for _, metrics in hopes)], objectives, baseline)
+    best, most = None, hypervolume(known, objectives, reference) + 1e-9
+    for result, metrics in hopes:
+        volume = hypervolume([*known, metrics], objectives, reference)
         if volume > most:
             best, most = result, volume
     return best
+
+
+def _reference(
+    points: Sequence[dict[str, float]], objectives: Sequence[Objective], baseline: dict[str, float]
+) -> dict[str, float]:
+    """The uncompressed model or, where none of the points has a hypervolume beside it, what is worse than all of them."""
+    if hypervolume(points, objectives, baseline):
+        return baseline
+    worst = {one.metric: max((point[one.metric] for point in points), default=0.0) for one in objectives if one.goal == "min"}
+    return {**baseline, **{metric: max(_BEYOND * value, baseline[metric]) for metric, value in worst.items()}}
 
 
 def trains(policy: Policy, refit_of: int | None) -> bool:

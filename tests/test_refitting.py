@@ -28,6 +28,19 @@ def test_nothing_is_gained_where_nothing_was_lost() -> None:
     assert chosen([made_failure(0, "it burst"), made_stop(1)]) is None
 
 
+def test_where_none_is_quicker_than_the_uncompressed_model_the_others_are_trained_all_the_same() -> None:
+    slow = 1.6 * BASELINE["latency_ms"]
+    results = [
+        made_result(0, 9_000, slow, 0.975),
+        made_result(1, 9_000, slow, 0.950),
+        made_result(2, 5_000, 1.1 * slow, 0.95),
+    ]
+    assert chosen([results[0]]) == 0
+    assert chosen(results) in (0, 1)
+    assert chosen(results, 0, 1) == 2
+    assert chosen([made_result(0, 9_000, slow, BASELINE["accuracy"] + 0.001)]) is None, "nothing was lost"
+
+
 def test_one_that_is_taken_or_a_refit_is_not_chosen_again_and_spoils_its_neighbours() -> None:
     twins = [made_result(0, 9_000, 0.15, 0.960), made_result(1, 9_100, 0.151, 0.960), made_result(2, 5_000, 0.3, 0.955)]
     first = chosen(twins)

@@ -14,6 +14,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState, create_trial
 
+from autocompress.artifacts import CHECKPOINT
 from autocompress.errors import InputError, unknown_name
 from autocompress.experiment import Experiment
 from autocompress.front import FrontSoFar, ParetoFront, missed, unusable
@@ -62,13 +63,14 @@ _FEWEST_TO_CHOOSE_FROM = 8
 class Asked:
     """A trial to run: `number` is Optuna's, `policy` is canonical, `seed` follows from the experiment's seed and the number.
 
-    With `refit_of` it goes on from the checkpoint of that trial.
+    With `refit_of` it goes on from the checkpoint of that trial; `checkpoint_sha256` is its sum (None: not on record).
     """
 
     number: int
     policy: Policy
     seed: int
     refit_of: int | None = None
+    checkpoint_sha256: str | None = None
 
 
 class Search:
@@ -198,11 +200,13 @@ class Search:
         """
         while (trial := self._next()) is not None:
             policy = self._policy_of(trial)
+            parent = trial.user_attrs.get("refit_of")
             asked = Asked(
                 number=trial.number,
                 policy=policy,
                 seed=self._seed(trial.number, "trial"),
-                refit_of=trial.user_attrs.get("refit_of"),
+                refit_of=parent,
+                checkpoint_sha256=self._checkpoint_sha256(parent),
             )
             key = _key(asked)
             if key in self._finished:
@@ -250,11 +254,16 @@ class Search:
         judged = self._take(result)
         for trial in (self._trials.pop(result.number), *self._twins.pop(_key(asked))):
             self._close(trial, judged)
-        self._endings.add(_FIGURES.sub("#", judged.error or "") if judged.status is Status.FAILED else None)
-        self._told_here += 1
+        if asked.refit_of is None:  # of a few refits whose checkpoints are damaged nothing follows for others
+            self._endings.add(_FIGURES.sub("#", judged.error or "") if judged.status is Status.FAILED else None)
+            self._told_here += 1
         if self._told_here >= _FAILED_ALIKE and len(self._endings) == 1 and None not in self._endings and not self._reason:
             self._hopeless = True
             self.stop(f"all of {self._told_here} trials failed for the same reason: {judged.error}; mend that, then resume")
+
+    def _checkpoint_sha256(self, number: int | None) -> str | None:
+        parent = next((result for result in self._results if result.number == number), None)
+        return None if parent is None else parent.sha256.get(CHECKPOINT)
 
     def _next(self) -> Trial | None:
         """A trial of the study: one that was under way, a new one, or a refit; None, with a reason, when all is done."""

@@ -28,7 +28,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import wraps
@@ -211,10 +211,6 @@ class Case:
     def carry_out(self, search: Search, asked: Asked, listener: Listener) -> TrialResult:
         """What a driver does, without a trial: a smaller file loses more, training wins most of it back, seeds differ."""
         listener.started(asked)
-        return self.end(search, asked, listener)
-
-    def end(self, search: Search, asked: Asked, listener: Listener) -> TrialResult:
-        """The same for a trial that was started before."""
         policy = asked.policy
         known = {"size_bytes": self.prior.size_bytes(policy), "latency_ms": self.prior.latency_ms(policy)}
         luck = float(np.random.default_rng(asked.seed).normal(0.0, 0.01))
@@ -264,36 +260,29 @@ def case_in(folder: Path) -> Case:
     return Case(experiment, job, prior)
 
 
-Costs = tuple[Stopwatch, dict[str, float]]
-
-
 def growth(case: Case, folder: Path) -> None:
     """Prints what a trial costs the driver with so many on record, by its parts."""
-    growth_table({size: costs_of(case, there) for size, there in recorded_runs(case, folder, RECORDED).items()})
-
-
-def growth_table(found: dict[int, Costs]) -> None:
-    """Prints what was found, by the number of trials on record."""
-    fewest, most_recorded = min(found), max(found)
-    parts = list(found[most_recorded][0].wall)
+    sizes = recorded_runs(case, folder)
+    found = {size: costs_of(case, there) for size, there in sizes.items()}
+    parts = list(found[RECORDED[-1]][0].wall)
     print(f"\nmilliseconds of the driver a trial, wall-clock (CPU), mean of {TIMED}\n")
     print("  " + " " * 26 + "".join(f"{f'{size:,} on record':>20s}" for size in found))
     for part in parts:
         cells = [f"{1e3 * watch.wall[part] / TIMED:8.1f} ({1e3 * watch.cpu[part] / TIMED:7.1f})" for watch, _ in found.values()]
         print(f"  {part:26s}" + "".join(f"{cell:>20s}" for cell in cells))
-    for title in found[fewest][1]:
+    for title in found[RECORDED[0]][1]:
         print(f"  {title:26s}" + "".join(f"{seconds[title]:>18.1f} s" for _, seconds in found.values()))
     print()
-    least, most = found[fewest][0], found[most_recorded][0]
+    least, most = (found[size][0] for size in (RECORDED[0], RECORDED[-1]))
     for kind, few, many in (("CPU", least.cpu, most.cpu), ("wall-clock", least.wall, most.wall)):
-        print_goal(f"{kind} time, {most_recorded:,} / {fewest:,}", sum(many.values()) / sum(few.values()), at_most=3)
+        print_goal(f"{kind} time, {RECORDED[-1]:,} / {RECORDED[0]:,}", sum(many.values()) / sum(few.values()), at_most=3)
         few, many = ({part: value for part, value in some.items() if part != "MLflow"} for some in (few, many))
         print_goal(f"{kind} time without MLflow", sum(many.values()) / sum(few.values()), at_most=3)
 
 
-def recorded_runs(case: Case, folder: Path, sizes: Sequence[int]) -> dict[int, RunFolder]:
+def recorded_runs(case: Case, folder: Path) -> dict[int, RunFolder]:
     """A run folder with a record and a study of each size; what is there already is kept."""
-    runs = {size: RunFolder(folder / f"{size}") for size in sizes}
+    runs = {size: RunFolder(folder / f"{size}") for size in RECORDED}
     growing = RunFolder(folder / "growing")
     if all(run.record.exists() for run in runs.values()):
         return runs
@@ -314,7 +303,7 @@ def recorded_runs(case: Case, folder: Path, sizes: Sequence[int]) -> dict[int, R
     return runs
 
 
-def costs_of(case: Case, run: RunFolder) -> Costs:
+def costs_of(case: Case, run: RunFolder) -> tuple[Stopwatch, dict[str, float]]:
     """What further trials cost, part by part, and how many seconds it takes to open the run; `run` is left as it was."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = RunFolder(Path(scratch) / "run")

@@ -45,7 +45,8 @@ def go_on(folder: Path) -> None:
 
 def children(pid: int | None) -> list[psutil.Process]:
     """All processes that it has started, and those that they have."""
-    return psutil.Process(pid).children(recursive=True)
+    found: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
+    return found
 
 
 def trains(pid: int | None) -> bool:

@@ -85,11 +85,8 @@ def test_verify_and_export_refuse_it_in_one_line(toy_run: Path, tmp_path: Path, 
     bad = {"exported": into / "model.onnx", "baseline": run / "baseline/model.onnx", "trial": run / str(result.model)}[which]
     before = sha256_of(bad.read_bytes())
     bad.write_bytes(elsewhere("/etc/hostname"))
-    for note in (
-        run / "baseline/baseline.json",
-        run / "trials.jsonl",
-        run / "front.json",
-    ):  # whoever changes the one can the other
+    # Whoever changes the file can change its sum.
+    for note in (run / "baseline/baseline.json", run / "trials.jsonl", run / "front.json"):
         note.write_text(note.read_text().replace(before, sha256_of(bad.read_bytes())))
 
     def use() -> None:

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -123,7 +124,6 @@ class Search:
         _check(experiment, baseline)
         self._usual_steps = rehearse(experiment, layers, prior)
         self._results: list[TrialResult] = []
-        self._hypervolumes: list[float] = []
         self._front = FrontSoFar(self._objectives, self._limits, baseline)
         self._sampled = 0  # of the results: without refits
         self._told: set[int] = set()
@@ -167,8 +167,9 @@ class Search:
 
     @property
     def hypervolumes(self) -> list[float]:
-        """The hypervolume of the front after each of `results`."""
-        return list(self._hypervolumes)
+        """The hypervolume of the front after each of `results`; computed anew, which takes its time when there are many."""
+        so_far = FrontSoFar(self._objectives, self._limits, self._baseline)
+        return list(accumulate((so_far.add(result).hypervolume() for result in self._results), max))
 
     @property
     def running(self) -> tuple[Asked, ...]:
@@ -252,6 +253,7 @@ class Search:
             raise ValueError(f"trial {result.number} was told, but never asked for")
         del self._rungs[result.number]
         judged = self._take(result)
+        self._front.add(judged)
         for trial in (self._trials.pop(result.number), *self._twins.pop(_key(asked))):
             self._close(trial, judged)
         if asked.refit_of is None:  # of a few refits whose checkpoints are damaged nothing follows for others
@@ -447,9 +449,6 @@ class Search:
         # One without training has reached no rung that another might go on from: the best of them are better there.
         if self._ladder is not None and trains(result.policy, result.refit_of):
             self._ladder.reached(result.number, result.rungs)
-        front = self._front.add(result)
-        before = self._hypervolumes[-1] if self._hypervolumes else 0.0
-        self._hypervolumes.append(max(before, front.hypervolume()))
         return result
 
     def _close(self, trial: Trial, result: TrialResult) -> None:
@@ -485,6 +484,8 @@ class Search:
                 results[result.number] = self._take(result)
                 if result.refit_of is not None:
                     self._refits.setdefault(result.refit_of, []).append(result.number)
+        # All at once: the front after each of thousands is nobody's concern.
+        self._front = FrontSoFar(self._objectives, self._limits, self._baseline, self._results)
         trials = self._study.get_trials(deepcopy=False)
         last = max(results, default=-1)
         if self._share is not None and last >= len(trials):

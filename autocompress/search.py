@@ -32,7 +32,7 @@ from autocompress.refitting import (
     wanted_steps,
 )
 from autocompress.result import Rung, Status, TrialResult
-from autocompress.sampling import SAMPLERS, asked_for, rehearse, sampled, sampler_named, start_params
+from autocompress.sampling import SAMPLERS, asked_for, rehearse, sampled, sampler_named, spread, start_params
 from autocompress.shared import DUPLICATE, Share, SharedStudy
 from autocompress.study import open_journal, open_study
 
@@ -87,7 +87,7 @@ class Search:
 
     **Seeds.** What is sampled for a trial depends on the experiment's seed, the trial's number and the results told so
     far. Told in order, the same seed gives the same policies, in one session or many. (A sampler object of the user's
-    keeps its own random state, which a new session begins anew.) TPE goes by the latest 500 trials and the front.
+    keeps its own random state, which a new session begins anew.) TPE goes by the latest 500 trials and 100 of the front.
 
     **Shared studies.** Several searches may work on one study, each with a record of its own: together they run as many trials
     as the budget says. Time and worker-seconds, halving, refits and the front are each one's own.
@@ -429,7 +429,7 @@ class Search:
             return chosen
         # A new one each time: with a seed of its own, a trial is sampled alike in whichever session it is asked for.
         name = "random" if self._repeats >= RANDOM_AFTER else chosen
-        best = {result.number for result in (*self.front.members, *self.front.nearest)}
+        best = spread((*self.front.members, *self.front.nearest), self._objectives[0].metric)
         return sampler_named(name, self._seed(number, "sampler"), self._experiment.budget, best=best)
 
     def _seed(self, number: int, purpose: Literal["trial", "sampler"]) -> int:

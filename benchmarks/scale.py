@@ -1,8 +1,8 @@
 """Does a search hold 200 trials at once, and 10,000 in all?
 
-    python benchmarks/scale.py                          (all three; half an hour)
-    python benchmarks/scale.py policies                 (one minute)
-    python benchmarks/scale.py growth                   (ten)
+    python benchmarks/scale.py                          (all three)
+    python benchmarks/scale.py policies                 (a minute)
+    python benchmarks/scale.py growth                   (a few more)
     python benchmarks/scale.py workers --workers 40     (needs psutil, and 0.2 GB of memory a worker)
 
 With SCALE_DIR set to a folder, what is made on the way is kept there, and not made again.

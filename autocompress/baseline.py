@@ -1,6 +1,5 @@
 """The uncompressed model: trained once if it must be, exported, measured, and shared by every trial."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from copy import deepcopy
@@ -15,6 +14,7 @@ from safetensors.numpy import save as save_tensors
 from torch import nn
 
 from autocompress import nested
+from autocompress.artifacts import as_written, sums_of
 from autocompress.errors import DivergedError, ExportError, InputError, RunFolderError, TaskError, TrialError
 from autocompress.folder import write_whole
 from autocompress.layer import Layers
@@ -159,7 +159,7 @@ def _whole(folder: Path, name: str, sums: dict[str, str]) -> bytes:
     if Path(name).name != name:
         raise ValueError(f"{name!r} leads out of it")
     content = (folder / name).read_bytes()
-    if hashlib.sha256(content).hexdigest() != sums[name]:
+    if not as_written(content, sums[name]):
         raise ValueError(f"{name} is not as it was written")
     return content
 
@@ -253,7 +253,7 @@ def _store(baseline: Baseline, folder: Path) -> None:
         "version": 1,
         "target": baseline.target.model_dump(mode="json"),
         "files": names,
-        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+        "sha256": sums_of(contents),
         "metrics": baseline.metrics,
         "layers": baseline.layers.model_dump(mode="json"),
     }

@@ -1,11 +1,11 @@
 """Delivers a pick from a run: the file to deploy, its policy, what it claims, and how to use it."""
 
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from autocompress.artifacts import artifact_file, read_artifact, sha256_of
 from autocompress.errors import ExportError, InputError, RunFolderError, UnknownNameError, unknown_name
 from autocompress.experiment import Experiment
 from autocompress.folder import write_whole
@@ -105,16 +105,8 @@ def _nothing_to_pick(front: ParetoFront, max_drop: float | None) -> str:
 
 
 def _content(run: Run, result: TrialResult, name: str, runtime: Runtime) -> bytes:
-    if result.model is None:
-        raise RunFolderError(f"{run.folder.path} is damaged: the record names no file of trial {result.number}")
-    file = (run.folder.path / result.model).with_name(name)
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise RunFolderError(
-            f"{run.folder.path} is damaged: cannot read the file of trial {result.number} ({error})"
-        ) from error
-    look_into(file, runtime)
+    content = read_artifact(run.folder, result, name)
+    look_into(artifact_file(run.folder, result, name), runtime)
     return content
 
 
@@ -138,7 +130,7 @@ def _claims(run: Run, front: ParetoFront, result: TrialResult, model: bytes, exp
     return Claims(
         trial=result.number,
         run=str(run.folder.path),
-        sha256=hashlib.sha256(model).hexdigest(),
+        sha256=sha256_of(model),
         size_bytes=len(model),
         download_bytes=download_bytes(model),
         accuracy=score or test_score(model, experiment.task, there),

@@ -9,6 +9,7 @@ from typing import Literal
 import pandas as pd
 from torch import nn
 
+from autocompress.artifacts import CHECKPOINT, artifact_file, read_artifact
 from autocompress.baseline import as_tensors, load_split
 from autocompress.drivers import Driver
 from autocompress.errors import InputError, RunFolderError, TrialError
@@ -22,7 +23,7 @@ from autocompress.report.picture import Picture, front_figure
 from autocompress.result import TrialResult
 from autocompress.run import run_search, usual_folder
 from autocompress.trackers.mlflow_run import default_uri
-from autocompress.trial import CHECKPOINT, student_of
+from autocompress.trial import student_of
 
 # What a table in a notebook shows of each model; the others are columns of `front` too.
 _SHOWN = ("number", "size_ratio", "speedup", "accuracy", "test_accuracy", "policy")
@@ -155,11 +156,11 @@ class Model:
         It computes what the exported file does, but for the rounding of integer kernels. Raises `RunFolderError` when the
         trial's checkpoint is gone or damaged.
         """
-        file = self._run.folder.path / "trials" / f"{self.number:04d}" / CHECKPOINT
-        try:
-            checkpoint = file.read_bytes()
-        except OSError as error:
-            raise RunFolderError(f"trial {self.number} has no checkpoint ({error.strerror}: {file})") from error
+        folder = self._run.folder
+        file = artifact_file(folder, self.result, CHECKPOINT)
+        if not file.is_file():
+            raise RunFolderError(f"trial {self.number} has no checkpoint (there is no {file})")
+        checkpoint = read_artifact(folder, self.result, CHECKPOINT)
         experiment = self._run.experiment()
         train = as_tensors(load_split(experiment.task, "train"))
         baseline, seed = self._run.baseline(), self.result.seed

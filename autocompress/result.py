@@ -49,8 +49,8 @@ class TrialResult(Noun):
     of the uncompressed model in the same interleaved sessions; `latency_ms` is this ratio times the uncompressed model's
     time at the start of the run, so that trials timed hours apart compare; `latency_measured_ms` is the least time itself.
     Empty unless the trial is complete. `seconds` says how long each stage took, `model` is the path of the exported file
-    inside the run folder, `summary` the policy in a few words. `refit_of` is the number of the trial whose student this
-    one has trained further.
+    inside the run folder, `sha256` holds the sums of all its files by name (empty in older records), `summary` the policy in
+    a few words. `refit_of` is the number of the trial whose student this one has trained further.
     """
 
     version: int = 1
@@ -65,6 +65,7 @@ class TrialResult(Noun):
     seconds: dict[str, float] = {}
     environment: Environment | None = None
     model: str | None = None
+    sha256: dict[str, str] = {}
     summary: str = ""
     refit_of: int | None = None
 

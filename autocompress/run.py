@@ -17,6 +17,7 @@ from uuid import uuid4
 import optuna
 
 from autocompress import nested
+from autocompress.artifacts import read_artifact
 from autocompress.baseline import Baseline, load_data, make_baseline
 from autocompress.credentials import CleanFormatter, public_uri, secrets_of
 from autocompress.drivers import Driver, Job, Site
@@ -334,10 +335,14 @@ def _tested(front: ParetoFront, job: Job, driver: Driver, view: View) -> ParetoF
     for member in front.members:
         file = job.folder.path / (member.model or "")
         if member.number not in front.test and file.is_file():
-            content = file.read_bytes()
+            try:
+                content = read_artifact(job.folder, member, file.name)
+            except RunFolderError as error:
+                view.warn(f"{error}; it is not tested")
+                continue
             if size_bytes(content) == member.metrics["size_bytes"]:
                 missing[member.number] = content
-            else:
+            else:  # an older record, without sums
                 view.warn(f"the file of trial {member.number} is damaged: {file} has {len(content):,} bytes; it is not tested")
     if front.baseline_test is not None and not missing:
         return front

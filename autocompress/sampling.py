@@ -1,9 +1,10 @@
 """How policies are made: a sampler by its name, and the space asked with a trial of the study."""
 
-from collections.abc import Collection, Container
+from collections.abc import Collection, Container, Sequence
 from copy import deepcopy as copied
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
@@ -15,6 +16,7 @@ from autocompress.experiment import Budget, Experiment, is_guided
 from autocompress.layer import Layers
 from autocompress.noun import first_problem
 from autocompress.policy import Policy
+from autocompress.result import TrialResult
 
 if TYPE_CHECKING:
     from autocompress.prior import Prior
@@ -23,6 +25,9 @@ SAMPLERS = ("tpe", "nsga2", "random")
 # TPE takes time in proportion to the trials that it goes by, before every trial and while workers wait. Of the others it
 # lets the weight go to nothing by itself, the older they are; the best, which it aims at, must not be forgotten.
 LATEST = 500
+# Of a front of more than so many those go on being seen that are spread over it: three objectives and some luck make fronts
+# of hundreds, and TPE's choice among them takes more than proportional time.
+BEST = 100
 _LEARNT_FROM = (TrialState.COMPLETE, TrialState.PRUNED)
 _UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 _REHEARSALS = 20
@@ -50,6 +55,13 @@ def rehearse(experiment: Experiment, layers: Layers, prior: "Prior | None") -> i
         study.enqueue_trial(params)
         sampled(experiment, layers, study.ask(), prior)
     return steps
+
+
+def spread(front: Sequence[TrialResult], metric: str) -> set[int]:
+    """The numbers of at most `BEST` members, evenly along the front as the metric orders it, both ends among them."""
+    ordered = sorted(front, key=lambda member: (member.metrics[metric], member.number))
+    places = np.linspace(0, len(ordered) - 1, min(len(ordered), BEST)).round().astype(int)
+    return {ordered[place].number for place in places}
 
 
 def sampler_named(name: str, seed: int, budget: Budget, *, best: Collection[int] = ()) -> BaseSampler:

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +15,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState, create_trial
 
+from autocompress.artifacts import CHECKPOINT
 from autocompress.errors import InputError, unknown_name
 from autocompress.experiment import Experiment
 from autocompress.front import FrontSoFar, ParetoFront, missed, unusable
@@ -30,7 +32,7 @@ from autocompress.refitting import (
     wanted_steps,
 )
 from autocompress.result import Rung, Status, TrialResult
-from autocompress.sampling import SAMPLERS, asked_for, rehearse, sampled, sampler_named, start_params
+from autocompress.sampling import SAMPLERS, asked_for, rehearse, sampled, sampler_named, spread, start_params
 from autocompress.shared import DUPLICATE, Share, SharedStudy
 from autocompress.study import open_journal, open_study
 
@@ -62,13 +64,14 @@ _FEWEST_TO_CHOOSE_FROM = 8
 class Asked:
     """A trial to run: `number` is Optuna's, `policy` is canonical, `seed` follows from the experiment's seed and the number.
 
-    With `refit_of` it goes on from the checkpoint of that trial.
+    With `refit_of` it goes on from the checkpoint of that trial; `checkpoint_sha256` is its sum (None: not on record).
     """
 
     number: int
     policy: Policy
     seed: int
     refit_of: int | None = None
+    checkpoint_sha256: str | None = None
 
 
 class Search:
@@ -84,7 +87,7 @@ class Search:
 
     **Seeds.** What is sampled for a trial depends on the experiment's seed, the trial's number and the results told so
     far. Told in order, the same seed gives the same policies, in one session or many. (A sampler object of the user's
-    keeps its own random state, which a new session begins anew.) TPE goes by the latest 500 trials and the front.
+    keeps its own random state, which a new session begins anew.) TPE goes by the latest 500 trials and 100 of the front.
 
     **Shared studies.** Several searches may work on one study, each with a record of its own: together they run as many trials
     as the budget says. Time and worker-seconds, halving, refits and the front are each one's own.
@@ -121,7 +124,6 @@ class Search:
         _check(experiment, baseline)
         self._usual_steps = rehearse(experiment, layers, prior)
         self._results: list[TrialResult] = []
-        self._hypervolumes: list[float] = []
         self._front = FrontSoFar(self._objectives, self._limits, baseline)
         self._sampled = 0  # of the results: without refits
         self._told: set[int] = set()
@@ -165,8 +167,9 @@ class Search:
 
     @property
     def hypervolumes(self) -> list[float]:
-        """The hypervolume of the front after each of `results`."""
-        return list(self._hypervolumes)
+        """The hypervolume of the front after each of `results`; computed anew, which takes its time when there are many."""
+        so_far = FrontSoFar(self._objectives, self._limits, self._baseline)
+        return list(accumulate((so_far.add(result).hypervolume() for result in self._results), max))
 
     @property
     def running(self) -> tuple[Asked, ...]:
@@ -198,11 +201,13 @@ class Search:
         """
         while (trial := self._next()) is not None:
             policy = self._policy_of(trial)
+            parent = trial.user_attrs.get("refit_of")
             asked = Asked(
                 number=trial.number,
                 policy=policy,
                 seed=self._seed(trial.number, "trial"),
-                refit_of=trial.user_attrs.get("refit_of"),
+                refit_of=parent,
+                checkpoint_sha256=self._checkpoint_sha256(parent),
             )
             key = _key(asked)
             if key in self._finished:
@@ -248,13 +253,19 @@ class Search:
             raise ValueError(f"trial {result.number} was told, but never asked for")
         del self._rungs[result.number]
         judged = self._take(result)
+        self._front.add(judged)
         for trial in (self._trials.pop(result.number), *self._twins.pop(_key(asked))):
             self._close(trial, judged)
-        self._endings.add(_FIGURES.sub("#", judged.error or "") if judged.status is Status.FAILED else None)
-        self._told_here += 1
+        if asked.refit_of is None:  # of a few refits whose checkpoints are damaged nothing follows for others
+            self._endings.add(_FIGURES.sub("#", judged.error or "") if judged.status is Status.FAILED else None)
+            self._told_here += 1
         if self._told_here >= _FAILED_ALIKE and len(self._endings) == 1 and None not in self._endings and not self._reason:
             self._hopeless = True
             self.stop(f"all of {self._told_here} trials failed for the same reason: {judged.error}; mend that, then resume")
+
+    def _checkpoint_sha256(self, number: int | None) -> str | None:
+        parent = next((result for result in self._results if result.number == number), None)
+        return None if parent is None else parent.sha256.get(CHECKPOINT)
 
     def _next(self) -> Trial | None:
         """A trial of the study: one that was under way, a new one, or a refit; None, with a reason, when all is done."""
@@ -418,7 +429,7 @@ class Search:
             return chosen
         # A new one each time: with a seed of its own, a trial is sampled alike in whichever session it is asked for.
         name = "random" if self._repeats >= RANDOM_AFTER else chosen
-        best = {result.number for result in (*self.front.members, *self.front.nearest)}
+        best = spread((*self.front.members, *self.front.nearest), self._objectives[0].metric)
         return sampler_named(name, self._seed(number, "sampler"), self._experiment.budget, best=best)
 
     def _seed(self, number: int, purpose: Literal["trial", "sampler"]) -> int:
@@ -438,9 +449,6 @@ class Search:
         # One without training has reached no rung that another might go on from: the best of them are better there.
         if self._ladder is not None and trains(result.policy, result.refit_of):
             self._ladder.reached(result.number, result.rungs)
-        front = self._front.add(result)
-        before = self._hypervolumes[-1] if self._hypervolumes else 0.0
-        self._hypervolumes.append(max(before, front.hypervolume()))
         return result
 
     def _close(self, trial: Trial, result: TrialResult) -> None:
@@ -476,6 +484,8 @@ class Search:
                 results[result.number] = self._take(result)
                 if result.refit_of is not None:
                     self._refits.setdefault(result.refit_of, []).append(result.number)
+        # All at once: the front after each of thousands is nobody's concern.
+        self._front = FrontSoFar(self._objectives, self._limits, self._baseline, self._results)
         trials = self._study.get_trials(deepcopy=False)
         last = max(results, default=-1)
         if self._share is not None and last >= len(trials):

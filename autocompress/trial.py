@@ -15,6 +15,7 @@ from safetensors.numpy import save as save_tensors
 from torch import Tensor, nn
 
 from autocompress import nested
+from autocompress.artifacts import CHECKPOINT, sums_of
 from autocompress.baseline import Baseline, Data, as_tensors
 from autocompress.compress import compress
 from autocompress.distill import Teacher
@@ -35,8 +36,6 @@ from autocompress.task import Array, Task
 
 Progress = Callable[[Rung], bool]
 
-# The file of a trial with its student's weights: a refit goes on from there.
-CHECKPOINT = "student.safetensors"
 # Where a trial is judged, as shares of its fine-tuning steps.
 RUNGS = (0.0, 0.5, 1.0)
 
@@ -142,6 +141,7 @@ def trial_rungs(
     clock = _Clock()
     reached: list[Rung] = []
     metrics: dict[str, float] = {}
+    sums: dict[str, str] = {}
     status, error = Status.COMPLETE, None
     try:
         torch.manual_seed(seed)
@@ -196,7 +196,9 @@ def trial_rungs(
                 accuracy = _score(files[target.runtime], task, first, data, expected=best.accuracy)
             metrics = {**measured(files, student), "accuracy": accuracy}
         kept: dict[str, bytes | str] = {CHECKPOINT: _checkpoint(student), "policy.json": policy.to_json(indent=1)}
-        _keep(folder, kept | {file_name(target, place): files[runtime] for runtime, place in target.by_runtime.items()})
+        kept |= {file_name(target, place): files[runtime] for runtime, place in target.by_runtime.items()}
+        _keep(folder, kept)
+        sums = sums_of(kept)
     except InputError:  # nothing that another policy could avoid
         raise
     except TrialError as failure:
@@ -215,6 +217,7 @@ def trial_rungs(
         seconds=clock.seconds,
         environment=environment(),
         model=f"trials/{number:04d}/{runtime_of(target).file}" if status is Status.COMPLETE else None,
+        sha256=sums,
         summary=policy.describe(baseline.layers),
     )
 

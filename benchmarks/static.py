@@ -30,6 +30,7 @@ from safetensors.numpy import load as load_tensors
 from torch import nn
 
 from autocompress import nested
+from autocompress.artifacts import CHECKPOINT, read_artifact
 from autocompress.baseline import Baseline, Data, as_tensors, load_data
 from autocompress.compress import compress
 from autocompress.distill import Teacher
@@ -53,7 +54,7 @@ from autocompress.space import quantised as quantised_layer
 from autocompress.student import ActivationQuantizer, StudentLayer, kind_of
 from autocompress.target import Target
 from autocompress.task import Task
-from autocompress.trial import CHECKPOINT, calibration_rows
+from autocompress.trial import calibration_rows
 
 TARGET = Target()
 _EXAMPLES, _BATCH = 8, 64
@@ -84,7 +85,7 @@ def compare(run: Run, winner: TrialResult | None) -> None:
     alike = work.trained(work.with_its_bits(network), "with its bits")
     network = work.trained(network, "in floats")
     files = {
-        "ours": (run.folder.trial(winner.number) / file_name(work.baseline.target, TARGET)).read_bytes(),
+        "ours": read_artifact(run.folder, winner, file_name(work.baseline.target, TARGET)),
         "its bits, by us": runtime_of(TARGET).export(alike, nested.take(work.calibration(winner)[0], slice(_EXAMPLES))),
         "quantize_static": quantised(network, work.calibration(winner)[0]),
     }
@@ -138,7 +139,8 @@ class _Work:
         checkpoint = self.run.folder.trial(self.parent.number) / CHECKPOINT
         if not checkpoint.is_file():
             raise InputError(f"trial {self.parent.number} has no checkpoint in {self.run.folder.path}")
-        student.load_state_dict({name: torch.tensor(array) for name, array in load_tensors(checkpoint.read_bytes()).items()})
+        weights = load_tensors(read_artifact(self.run.folder, self.parent, CHECKPOINT))
+        student.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
         return in_floats(student)
 
     def with_its_bits(self, network: nn.Module) -> nn.Module:

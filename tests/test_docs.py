@@ -42,7 +42,7 @@ PAGES = [page for entry in CONFIG["nav"] for page in entry.values()]
 # Its figures come from elsewhere: each command on it takes minutes to hours, and is tested as a file of benchmarks/.
 TYPED = [page for page in PAGES if page not in ("benchmarks.md", "api.md")]
 
-_RAY = "needs other machines; tests/drivers/test_cluster.py has several local nodes"
+_RAY = "needs other machines; tests/drivers/test_cluster_by_hand.py has several local nodes, and types it"
 _AWS = "needs a cloud account; tests/test_cluster_yaml.py checks the file"
 # Not typed: how such a command begins, and why.
 EXEMPT = {

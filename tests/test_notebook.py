@@ -8,10 +8,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from autocompress.artifacts import CHECKPOINT
 from autocompress.errors import InputError, RunFolderError
 from autocompress.notebook import SearchRun, load_run, search
 from autocompress.testing import ToyTask
-from autocompress.trial import CHECKPOINT
 from autocompress.verify import read_claims
 from tests.toy import write_experiment
 

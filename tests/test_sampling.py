@@ -1,6 +1,7 @@
 """What TPE goes by: the latest trials and the best ones, alike in one session and in many."""
 
 from collections.abc import Container
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from autocompress import sampling
 from autocompress.experiment import Budget
-from autocompress.sampling import sampler_named
+from autocompress.sampling import BEST, sampler_named, spread
 from autocompress.search import Search
 from search_spaces import uniform
+from tests.test_front import result
 from tests.test_search import asked_of, measured, run, search_in
 
 BUDGET = Budget(trials=100)
@@ -153,3 +155,13 @@ def test_the_front_is_never_forgotten(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def front_of(search: Search) -> set[int]:
     return {member.number for member in search.front.members}
+
+
+def test_of_a_large_front_the_sampler_sees_a_part_that_is_spread_over_it() -> None:
+    front = [result(number, 1e6 - number, 1.0, 0.9) for number in range(3 * BEST)]
+    assert spread(front[:BEST], "size_bytes") == set(range(BEST)), "all of one that is not so large"
+    seen = sorted(spread(front, "size_bytes"))
+    assert len(seen) == BEST
+    assert (seen[0], seen[-1]) == (0, 3 * BEST - 1), "the largest and the smallest"
+    assert max(later - before for before, later in pairwise(seen)) <= 4
+    assert spread([], "size_bytes") == set()

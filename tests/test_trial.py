@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from autocompress import runtimes
+from autocompress.artifacts import CHECKPOINT
 from autocompress.baseline import Baseline, Data, check_parity, load_baseline, load_data, make_baseline, move_baseline
 from autocompress.distill import Teacher, hint_loss
 from autocompress.errors import ExportError, PolicyError, RunFolderError, TaskError, UnknownNameError
@@ -24,7 +25,7 @@ from autocompress.runtimes import runtime_of
 from autocompress.target import Target
 from autocompress.task import Task
 from autocompress.testing import FailingTask, NanTask, ToyNet, ToyTask
-from autocompress.trial import CHECKPOINT, _first_score, run_trial
+from autocompress.trial import _first_score, run_trial
 
 NAMES = ("stem", "conv1", "conv2", "head")
 POLICY = Policy(

@@ -19,11 +19,14 @@ from ray._private import ray_constants
 from ray.exceptions import RayError
 
 from autocompress.credentials import CleanFormatter
+from autocompress.drivers.lost import watched
 from autocompress.errors import ExperimentError, UnreachableError
 from autocompress.folder import RunFolder
 from autocompress.target import Target
 
 _REACH_SECONDS = 10.0
+# `ray status`, which says when it has loaded.
+_STATUS = "from ray.scripts import scripts; print('asking', flush=True); scripts.main()"
 LANE = "latency_lane"
 # Of the workers: the folder here of which each has a copy.
 _COPIED = "AUTOCOMPRESS_COPIED_FOLDER"
@@ -54,7 +57,7 @@ def ray_cluster(address: str | None, *, threads: int, experiment_file: Path, run
 
     A Ray that this process already uses is used and left running. To a cluster the folder of the experiment is sent,
     but for the `run` folder if that lies within. Gives the path of the experiment as workers see it. Raises
-    `UnreachableError` within some ten seconds.
+    `UnreachableError` within some ten seconds. When Ray is lost meanwhile this process ends: see `watched`.
     """
     settings = _SETTINGS if address else {**_SETTINGS, **_LOCAL_SETTINGS}
     with _environment(settings), _logged_to(run.log):
@@ -70,10 +73,21 @@ def ray_cluster(address: str | None, *, threads: int, experiment_file: Path, run
                     folder = str(experiment_file.parent)
                     excludes = _excludes(experiment_file, run.path)
                     _join(address, {"env_vars": {**variables, _COPIED: folder}, "working_dir": folder, "excludes": excludes})
-            yield _as_workers_see(experiment_file)
+            with watched(lambda reason: _gone(address, run, reason)):
+                yield _as_workers_see(experiment_file)
         finally:
             with _garbage_kept(), redirect_stdout(io.StringIO()):  # it would repeat what it has said before
                 ray.shutdown()
+
+
+def _gone(address: str | None, run: RunFolder, reason: str) -> str:
+    """What is said when Ray is lost."""
+    if address is None:
+        return f"Ray on this machine has died ({reason}); what has finished is kept: `autocompress resume {run.path}` goes on"
+    return (
+        f"the Ray cluster at {address} is gone ({reason}); what has finished is kept: when a cluster is there again, "
+        f"`autocompress resume {run.path} --address {address}` goes on"
+    )
 
 
 @contextmanager
@@ -177,7 +191,7 @@ def _join(address: str, environment: dict[str, Any]) -> None:
 
 
 def check_answers(address: str) -> None:
-    """Raises `UnreachableError`, within some ten seconds, unless a Ray cluster runs at `address`."""
+    """Raises `UnreachableError`, within ten seconds after Ray's command has loaded, unless a Ray cluster runs at `address`."""
     if address.startswith("ray://"):
         raise UnreachableError(
             f"{address} is a Ray Client address; run autocompress on the cluster instead "
@@ -200,15 +214,19 @@ def _silence(address: str) -> str:
         except OSError as error:
             return str(error)
     # In a child process: Ray itself tries for most of a minute, and cannot be stopped from within.
-    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+    command = [sys.executable, "-c", _STATUS, "status", "--address", address]
     # Unlike ray.init it does not look for the token by itself.
     token = {"RAY_AUTH_MODE": "token"} if (Path.home() / ".ray" / "auth_token").exists() else {}
     environment = {**token, **os.environ}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_REACH_SECONDS, check=False, env=environment)
-    except subprocess.TimeoutExpired:
-        return f"no answer within {_REACH_SECONDS:.0f} s"
-    return _last_line(done.stderr) if done.returncode else ""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as asking:
+        assert asking.stdout is not None
+        asking.stdout.readline()  # on a machine that is busy Ray's command takes longer to load than to answer
+        try:
+            _, told = asking.communicate(timeout=_REACH_SECONDS)
+        except subprocess.TimeoutExpired:
+            asking.kill()
+            return f"no answer within {_REACH_SECONDS:.0f} s"
+    return _last_line(told) if asking.returncode else ""
 
 
 def _excludes(experiment_file: Path, run: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """The desk: stands between Tune, which knows trials by ids of its own, and the search, which knows them by number."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,9 +25,21 @@ class _Running:
 
 
 class Desk:
-    """Every method takes Tune's id of a trial. When one fails, `failure` says why, and the desk is closed."""
+    """Every method takes Tune's id of a trial. When one fails, `failure` says why, and the desk is closed.
 
-    def __init__(self, search: Search, listener: Listener, layers: Layers, *, trial_minutes: float | None = None) -> None:
+    `before_blame` is called before a trial is taken for failed: it may wait until that is known to be the trial's own fault.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        listener: Listener,
+        layers: Layers,
+        *,
+        trial_minutes: float | None = None,
+        before_blame: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._before_blame = before_blame
         self._trial_minutes = trial_minutes
         self._search = search
         self._listener = listener
@@ -52,6 +64,7 @@ class Desk:
                     "policy": asked.policy.to_json(),
                     "seed": asked.seed,
                     "refit_of": asked.refit_of,
+                    "checkpoint_sha256": asked.checkpoint_sha256,
                 }
         return None
 
@@ -113,6 +126,8 @@ class Desk:
             self._listener.started(running.asked)
 
     def _finish(self, trial_id: str, result: TrialResult) -> None:
+        if result.status is Status.FAILED:
+            self._before_blame()
         self._announce(self._running.pop(trial_id))
         self._listener.finished(result)
         self._search.tell(result)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from autocompress.artifacts import CHECKPOINT
 from autocompress.drivers import Job, Listener, Site
 from autocompress.drivers.alarm import Alarm
 from autocompress.drivers.endings import found, one_line, unmeasured
@@ -20,7 +21,7 @@ from autocompress.result import Rung, Status, TrialResult
 from autocompress.search import Asked, Search
 from autocompress.sensitivity import divergences_of
 from autocompress.tables import CostTable
-from autocompress.trial import CHECKPOINT, Progress, run_trial
+from autocompress.trial import Progress, run_trial
 
 # Beside the files of a trial while it runs: how often it was begun.
 _BEGUN = "begun"
@@ -85,7 +86,7 @@ def _result(asked: Asked, search: Search, job: Job, listener: Listener, deaths: 
     try:
         if deaths > job.experiment.retries:
             raise TrialError(f"the process died {deaths} times in this trial; with --driver tune only a worker would")
-        checkpoint = None if asked.refit_of is None else _checkpoint(asked.refit_of, job.folder)
+        checkpoint = None if asked.refit_of is None else _checkpoint(asked, asked.refit_of, job.folder)
         with alarm.running():
             return _run(asked, job, progress, checkpoint)
     except TrialError as failure:
@@ -115,9 +116,9 @@ def _run(asked: Asked, job: Job, progress: Progress, checkpoint: bytes | None) -
     )
 
 
-def _checkpoint(number: int, folder: RunFolder) -> bytes:
+def _checkpoint(asked: Asked, number: int, folder: RunFolder) -> bytes:
     file = folder.trial(number) / CHECKPOINT
-    return found(file.read_bytes() if file.is_file() else None, number)
+    return found(file.read_bytes() if file.is_file() else None, number, asked.checkpoint_sha256)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any, cast
 import ray
 from ray import tune
 
+from autocompress.artifacts import CHECKPOINT
 from autocompress.drivers.endings import found
 from autocompress.drivers.supplies import Supplies
 from autocompress.drivers.timing import places_of
@@ -20,7 +21,7 @@ from autocompress.policy import Policy
 from autocompress.result import Rung, TrialResult
 from autocompress.runtimes.machine import environment
 from autocompress.target import Target
-from autocompress.trial import CHECKPOINT, trial_rungs
+from autocompress.trial import trial_rungs
 
 _SHELF_SECONDS = 300.0
 
@@ -28,10 +29,11 @@ _SHELF_SECONDS = 300.0
 class Trainer(tune.Trainable):
     """One call of `step` takes the trial to its next rung.
 
-    A trial is `{"shelf": name of the actor, "number": int, "policy": JSON, "seed": int, "refit_of": int | None}`. A step
-    gives `{"rung": JSON}`, at the first rung with the `"environment"` (JSON). The last one gives `{"result": JSON, "done":
-    True}`, when the trial's files are already on the shelf, or, when the trial could not even begin, `{"error": one line,
-    "done": True}`, or, when its files cannot be kept, `{"unkept": one line, "done": True}`.
+    A trial is `{"shelf": name of the actor, "number": int, "policy": JSON, "seed": int, "refit_of": int | None,
+    "checkpoint_sha256": str | None}`. A step gives `{"rung": JSON}`, at the first rung with the `"environment"` (JSON). The
+    last one gives `{"result": JSON, "done": True}`, when the trial's files are already on the shelf, or, when the trial could
+    not even begin, `{"error": one line, "done": True}`, or, when its files cannot be kept, `{"unkept": one line, "done":
+    True}`.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -85,14 +87,14 @@ class Trainer(tune.Trainable):
                 places=self._places,
                 rungs=self._supplies.rungs,
                 screened=self._supplies.halving and config["refit_of"] is None,
-                checkpoint=self._checkpoint_of(config["refit_of"]),
+                checkpoint=self._checkpoint_of(config["refit_of"], config["checkpoint_sha256"]),
             )
         )
 
-    def _checkpoint_of(self, number: int | None) -> bytes | None:
+    def _checkpoint_of(self, number: int | None, sha256: str | None) -> bytes | None:
         if number is None:
             return None
-        return found(_answer(self._shelf.give.remote(number, CHECKPOINT)), number)
+        return found(_answer(self._shelf.give.remote(number, CHECKPOINT)), number, sha256)
 
     @cached_property
     def _environment(self) -> str:

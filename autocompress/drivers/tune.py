@@ -22,6 +22,7 @@ from autocompress.drivers import Job, Listener, Site
 from autocompress.drivers.cluster import check_answers, ray_cluster, room
 from autocompress.drivers.desk import Desk
 from autocompress.drivers.interrupt import INTERRUPTED, on_interrupt
+from autocompress.drivers.lost import waiting_for_ray
 from autocompress.drivers.measuring import costs_in_lane, spread_divergences
 from autocompress.drivers.shelf import Shelf
 from autocompress.drivers.supplies import Supplies
@@ -88,9 +89,14 @@ class TuneDriver:
         try:
             with self._ray(job) as there:
                 concurrency = self._concurrency(job.experiment)
-                desk = Desk(search, listener, job.baseline.layers, trial_minutes=job.experiment.trial_minutes)
-                with _equipped(job, there, joined=self.address is not None) as shelf:
-                    _fit(desk, job.experiment, concurrency, shelf)
+                minutes, blame = job.experiment.trial_minutes, waiting_for_ray()
+                desk = Desk(search, listener, job.baseline.layers, trial_minutes=minutes, before_blame=blame)
+                try:
+                    with _equipped(job, there, joined=self.address is not None) as shelf:
+                        _fit(desk, job.experiment, concurrency, shelf)
+                except Exception:
+                    blame()
+                    raise
             if desk.failure is not None:
                 raise desk.failure
         except KeyboardInterrupt:

@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 
 import mlflow.onnx
 import numpy as np
@@ -38,6 +37,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 from mlflow.utils import mlflow_tags
 
+from autocompress.artifacts import read_artifact
 from autocompress.errors import InputError, RunFolderError
 from autocompress.folder import RunFolder
 from autocompress.front import ParetoFront
@@ -237,11 +237,12 @@ def promote_model(store: Store, folder: RunFolder, result: TrialResult, alias: s
     """Registers the model of a trial, unless it is, and gives it the alias.
 
     Returns the name it is registered under, its version, and the version that had the alias before, None when none had.
-    Raises `InputError` when there is no model that MLflow could load, and what MLflow raises.
+    Raises `InputError` when there is no model that MLflow could load, or its file is gone or damaged, and what MLflow raises.
     """
     file = folder.path / (result.model or "")
     if not file.is_file():
         raise RunFolderError(f"the exported file of trial {result.number} is gone from the run folder: {file}")
+    read_artifact(folder, result, file.name)  # what may have been logged before, too, is not what is here
     model_id = _log_model(store, folder, result, store.children[result.number].run_id)
     if model_id is None:
         raise InputError(f"MLflow cannot load {file.name} as a model, so trial {result.number} cannot be registered")
@@ -278,7 +279,7 @@ def _test_metrics(front: ParetoFront, member: TrialResult) -> Iterator[Metric]:
 
 
 def _log_model(store: Store, folder: RunFolder, member: TrialResult, run_id: str) -> str | None:
-    """The id of the member's logged model; None when its exported file is gone."""
+    """The id of the member's logged model; None when its exported file is gone or damaged."""
     client = store.client
     model_id = None
     for found in client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'"):
@@ -291,23 +292,27 @@ def _log_model(store: Store, folder: RunFolder, member: TrialResult, run_id: str
         if not file.is_file():
             _log.warning("trial %d has no exported file %s; its model is not logged", member.number, file)
             return None
+        try:
+            content = read_artifact(folder, member, file.name)
+        except RunFolderError as error:
+            _log.warning("%s; its model is not logged", error)
+            return None
         if file.suffix != ".onnx":  # MLflow has no flavour that loads it without autocompress
             client.log_artifact(run_id, str(file), "model")
             return None
-        model_id = _upload_model(store, file, member, run_id)
+        model_id = _upload_model(store, content, member, run_id)
     outputs = client.get_run(run_id).outputs
     if outputs is None or model_id not in [output.model_id for output in outputs.model_outputs]:
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
     return model_id
 
 
-def _upload_model(store: Store, file: Path, member: TrialResult, run_id: str) -> str:
+def _upload_model(store: Store, content: bytes, member: TrialResult, run_id: str) -> str:
     """What `mlflow.onnx.log_model` does, which would need the tracking URI of the whole process."""
     client = store.client
     name, params = f"trial-{member.number:04d}", policy_params(member.policy, store.layers)
     model = client.create_logged_model(store.experiment_id, name, run_id, {_TRIAL: str(member.number)}, params, "onnx")
     model_id = str(model.model_id)
-    content = file.read_bytes()
     check_alone(content)
     exported = onnx.load_model_from_string(content)
     on_gpu = member.environment is not None and member.environment.gpu is not None

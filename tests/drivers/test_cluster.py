@@ -168,7 +168,7 @@ def _refused(address: str, baseline: Baseline, data: Data, folder: Path) -> str:
     begin = time.monotonic()
     with pytest.raises(UnreachableError) as caught:
         TuneDriver(address=address).run(search, job, Ear(search))
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 45, "Ray itself would try for a minute; its command takes some seconds to load"
     assert not ray.is_initialized()
     assert "\n" not in str(caught.value)
     return str(caught.value)

@@ -7,6 +7,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from autocompress.artifacts import CHECKPOINT
 from autocompress.baseline import Baseline, Data
 from autocompress.drivers import Driver
 from autocompress.drivers.local import LocalDriver
@@ -14,7 +15,6 @@ from autocompress.drivers.tune import TuneDriver
 from autocompress.result import Status, TrialResult
 from autocompress.search import Search
 from autocompress.study import STUDY_NAME, open_journal
-from autocompress.trial import CHECKPOINT
 from tests.drivers.searching import Ear, experiment_file, reached, search_of
 
 _NOTING = """
@@ -123,3 +123,34 @@ def test_a_refit_without_the_checkpoint_of_its_parent_has_failed(
     assert (refit.status, refit.refit_of, refit.rungs) == (Status.FAILED, 0, ())
     assert refit.error == "the checkpoint of trial 0 is gone from the run folder; it cannot be trained further"
     assert ear.heard[-2:] == [("started", 1), ("finished", 1)]
+
+
+class _Careless(Ear):
+    """Somebody who changes a bit of the first checkpoint."""
+
+    def __init__(self, search: Search, file: Path) -> None:
+        super().__init__(search)
+        self._file = file
+
+    def finished(self, result: TrialResult) -> None:
+        super().finished(result)
+        if result.number == 0:
+            content = self._file.read_bytes()
+            self._file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def test_a_search_goes_on_without_the_refit_whose_checkpoint_is_damaged(
+    driver: Driver, toy_baseline: Baseline, toy_data: Data, tmp_path: Path
+) -> None:
+    start = [*_UNFINISHED, {**_UNFINISHED[0], "bits": 3}]
+    file = experiment_file(tmp_path, f"budget=Budget(trials=2), refit=Refit(models=2, steps=8), start={start}")
+    search, job = search_of(file, toy_baseline, toy_data)
+    ear = _Careless(search, job.folder.trial(0) / CHECKPOINT)
+    driver.run(search, job, ear)
+    refits = {result.refit_of: result for result in ear.results.values() if result.refit_of is not None}
+    size = (job.folder.trial(0) / CHECKPOINT).stat().st_size
+    assert refits[0].status is Status.FAILED
+    assert refits[0].error == (
+        f"the checkpoint of trial 0 is damaged: its {size:,} bytes are not those written; it cannot be trained further"
+    )
+    assert refits[1].status is Status.COMPLETE, refits[1].error

@@ -2,22 +2,32 @@
 
 import hashlib
 import json
+import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from safetensors.numpy import save
 
+from autocompress.artifacts import CHECKPOINT
 from autocompress.drivers.local import LocalDriver
 from autocompress.errors import RunFolderError, TrialError
+from autocompress.export import export
 from autocompress.folder import RunFolder
 from autocompress.listeners import Silent
 from autocompress.mending import mend, with_study_mended
+from autocompress.notebook import load_run
 from autocompress.opened import open_run, read_front
+from autocompress.result import TrialResult
 from autocompress.run import resume
 from autocompress.search import Search
 from autocompress.testing import ToyNet
+from autocompress.trackers.mlflow import promote, sync
+from autocompress.trackers.mlflow_run import MlflowRun
 from autocompress.trial import _restore
+from autocompress.verify import verify
 from tests.toy import copy_run
 
 
@@ -158,6 +168,86 @@ def test_a_model_of_the_front_that_is_damaged_costs_its_test_score_only(run: Pat
     again = resume(run, driver=LocalDriver(), view=view)
     assert set(again.test) == {member.number for member in others}
     assert any(f"the file of trial {damaged.number} is damaged" in told for told in view.warnings), view.warnings
+
+
+def everything_that_uses(run: Path, number: int, into: Path) -> dict[str, Callable[[], object]]:
+    """What reads the files of a trial, by the file that it reads."""
+    return {
+        "model.onnx, export": lambda: export(open_run(run), str(number), into, max_drop=None),
+        "model.onnx, promote": lambda: promote(
+            RunFolder(run), result_of(run, number), open_run(run).front(), "staging", layers=open_run(run).baseline().layers
+        ),
+        f"{CHECKPOINT}, model()": lambda: load_run(run).best(number).model(),
+    }
+
+
+def result_of(run: Path, number: int) -> TrialResult:
+    return next(result for result in RunFolder(run).results() if result.number == number)
+
+
+def test_the_sums_of_a_trial_are_those_of_its_files(run: Path) -> None:
+    for result in RunFolder(run).results():
+        there = {file.name: file.read_bytes() for file in RunFolder(run).trial(result.number).iterdir()}
+        assert result.sha256 == {name: hashlib.sha256(content).hexdigest() for name, content in there.items()}
+        assert there.keys() == {"model.onnx", "policy.json", CHECKPOINT}
+
+
+@pytest.mark.parametrize("damage", [cut, in_a_number])
+def test_a_damaged_file_of_a_trial_is_found_out_wherever_it_is_used(
+    run: Path, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    number = read_front(RunFolder(run)).members[0].number
+    for file in RunFolder(run).trial(number).iterdir():
+        file.write_bytes(damage(file.read_bytes()))
+    for what, use in everything_that_uses(run, number, tmp_path / "exported").items():
+        file = RunFolder(run).trial(number) / what.partition(",")[0]
+        with pytest.raises(RunFolderError) as caught:
+            use()
+        assert str(caught.value) == (
+            f"the file of trial {number} is damaged: {file} has {file.stat().st_size:,} bytes that are not those written; "
+            "put it back, or choose another trial"
+        ), what
+    assert not (tmp_path / "exported").exists()
+
+
+def test_records_without_sums_are_used_as_they_are(run: Path, tmp_path: Path) -> None:
+    folder = RunFolder(run)
+    for file in (folder.record, folder.front_json):
+        file.write_text(re.sub(r'"sha256": ?\{[^}]*\},', "", file.read_text()))
+    assert {len(result.sha256) for result in (*folder.results(), *read_front(folder).members)} == {0}
+    number = read_front(folder).members[0].number
+    for use in everything_that_uses(run, number, tmp_path / "exported").values():
+        use()
+    assert {row.holds for row in verify(tmp_path / "exported")} <= {"yes", "roughly"}
+
+
+def test_verify_finds_out_that_the_uncompressed_model_has_changed(run: Path, tmp_path: Path) -> None:
+    export(open_run(run), "smallest", tmp_path / "exported", max_drop=None)
+    file = run / "baseline/model.onnx"
+    file.write_bytes(in_a_number(file.read_bytes()))
+    with pytest.raises(RunFolderError, match=r"the baseline in .* is damaged .*model\.onnx is not as it was written"):
+        verify(tmp_path / "exported", run=run)
+
+
+PARENT = "tags.`mlflow.parentRunId` = '{}'"
+
+
+def test_a_damaged_model_of_the_front_is_not_put_into_mlflow(
+    run: Path, tracking_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder(run)
+    number = read_front(folder).members[0].number
+    file = folder.trial(number) / "model.onnx"
+    file.write_bytes(in_a_number(file.read_bytes()))
+    with caplog.at_level(logging.WARNING):
+        sync(folder, read_front(folder), layers=open_run(run).baseline().layers, uri=tracking_uri)
+    client = MlflowClient(tracking_uri=tracking_uri)
+    noted = MlflowRun.from_json(folder.mlflow_json.read_bytes())
+    found = client.search_logged_models([str(noted.experiment_id)])
+    nested = {run.info.run_id for run in client.search_runs([str(noted.experiment_id)], PARENT.format(noted.parent_run_id))}
+    logged = {model.name for model in found if model.source_run_id in nested}
+    assert logged == {f"trial-{one.number:04d}" for one in read_front(folder).members if one.number != number}
+    assert f"the file of trial {number} is damaged" in caplog.text
 
 
 def test_a_checkpoint_that_was_cut_short_fails_the_refit() -> None:

@@ -71,7 +71,7 @@ def test_killed_at_ten_random_moments_a_search_is_whole(toy_run: Path, tmp_path:
     for kill in range(10):
         with running(go_on, folder.path) as process:
             if kill % 3:  # the others die at any moment, also before they have asked for anything
-                wait_until(_grows(folder.study), process)
+                wait_until(study_grows(folder), process)
             # At most one trial further, so that ten sessions are killed before the search is over.
             _wait(draw.uniform(0.0, 3.0), folder, process)
             assert process.is_alive(), f"it ended before kill {kill}: {(tmp_path / 'said').read_text()[-500:]}"
@@ -86,7 +86,10 @@ def test_killed_at_ten_random_moments_a_search_is_whole(toy_run: Path, tmp_path:
     check_whole(folder, TRIALS)
 
 
-def _grows(file: Path) -> Callable[[], bool]:
+def study_grows(folder: RunFolder) -> Callable[[], bool]:
+    """Whether it has grown since this was called."""
+    file = folder.study
+
     def size() -> int:
         return file.stat().st_size if file.exists() else 0
 

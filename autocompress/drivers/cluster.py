@@ -116,6 +116,11 @@ def room(cpus: float, gpus: float, *, remedy: str) -> int:
     return fit
 
 
+def has_gpus() -> bool:
+    """True when a node has a GPU."""
+    return "GPU" in ray.cluster_resources()  # type: ignore[no-untyped-call]
+
+
 def lane_resources(target: Target) -> dict[str, float]:
     """Where files of a target are timed: on a node that declares it (`has_device`), on one that declares `latency_lane`,
     else on the head node.

@@ -24,6 +24,11 @@ def overdue(minutes: float) -> str:
     return f"took longer than {minutes:g} minutes (trial_minutes of the experiment)"
 
 
+def out_of_memory(result: TrialResult) -> TrialResult:
+    """The result of a trial for which the memory of a GPU was too little twice, the second time with nobody beside it."""
+    return result.model_copy(update={"error": f"{result.error} (tried again alone on a GPU)"})
+
+
 def found(checkpoint: bytes | None, number: int) -> bytes:
     """The checkpoint of trial `number`. Raises `TrialError` when there is none."""
     if checkpoint is None:

@@ -9,7 +9,7 @@ import torch
 
 from autocompress.drivers import Job, Listener, Site
 from autocompress.drivers.alarm import Alarm
-from autocompress.drivers.endings import found, one_line, unmeasured
+from autocompress.drivers.endings import found, one_line, out_of_memory, unmeasured
 from autocompress.drivers.interrupt import INTERRUPTED, on_interrupt
 from autocompress.errors import AutocompressError, TaskError, TrialError
 from autocompress.folder import RunFolder, write_whole
@@ -77,6 +77,8 @@ def _result(asked: Asked, search: Search, job: Job, listener: Listener, deaths: 
     alarm, reached, started = Alarm(job.experiment.trial_minutes), list[Rung](), time.time()
 
     def progress(rung: Rung) -> bool:
+        if reached and rung.step <= reached[-1].step:  # it was begun again, and went on here before
+            return True
         reached.append(rung)
         with alarm.paused():
             listener.rung(asked.number, rung)
@@ -87,7 +89,12 @@ def _result(asked: Asked, search: Search, job: Job, listener: Listener, deaths: 
             raise TrialError(f"the process died {deaths} times in this trial; with --driver tune only a worker would")
         checkpoint = None if asked.refit_of is None else _checkpoint(asked.refit_of, job.folder)
         with alarm.running():
-            return _run(asked, job, progress, checkpoint)
+            result = _run(asked, job, progress, checkpoint)
+            if not result.out_of_memory:
+                return result
+            # What the first had taken of the GPU is given back when the second begins.
+            result = _run(asked, job, progress, checkpoint)
+            return out_of_memory(result) if result.out_of_memory else result
     except TrialError as failure:
         error = str(failure)
     except SystemExit as end:  # of the user's code: SIGTERM raises another

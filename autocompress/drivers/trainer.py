@@ -12,6 +12,7 @@ from typing import Any, cast
 import ray
 from ray import tune
 
+from autocompress import gpu
 from autocompress.drivers.endings import found
 from autocompress.drivers.supplies import Supplies
 from autocompress.drivers.timing import places_of
@@ -28,10 +29,11 @@ _SHELF_SECONDS = 300.0
 class Trainer(tune.Trainable):
     """One call of `step` takes the trial to its next rung.
 
-    A trial is `{"shelf": name of the actor, "number": int, "policy": JSON, "seed": int, "refit_of": int | None}`. A step
-    gives `{"rung": JSON}`, at the first rung with the `"environment"` (JSON). The last one gives `{"result": JSON, "done":
-    True}`, when the trial's files are already on the shelf, or, when the trial could not even begin, `{"error": one line,
-    "done": True}`, or, when its files cannot be kept, `{"unkept": one line, "done": True}`.
+    A trial is `{"shelf": name of the actor, "number": int, "policy": JSON, "seed": int, "refit_of": int | None,
+    "gpus": float, "gpu_cap": float}`, the last two a `packing.Slice`. A step gives `{"rung": JSON}`, at the first rung with
+    the `"environment"` (JSON). The last one gives `{"result": JSON, "done": True}`, when the trial's files are already on the
+    shelf, or, when the trial could not even begin, `{"error": one line, "done": True}`, or, when its files cannot be kept,
+    `{"unkept": one line, "done": True}`.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -68,6 +70,7 @@ class Trainer(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._folder = Path(self.logdir) / "files"
+        gpu.cap(config["gpu_cap"])
         self._rungs = self._carry_out(config)
 
     # A generator, so that whatever fails does so in a step: there Tune tells what, and tries again.

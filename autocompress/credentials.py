@@ -1,4 +1,4 @@
-"""Credentials in the URL of a database or a server: never shown, never kept.
+"""Credentials in the URL of a database, a server or a storage: never shown, never kept.
 
 A URL may be stored and printed as `public_uri` gives it; text of others, such as error messages, as `cleaned` does.
 """
@@ -23,6 +23,12 @@ _HARMLESS = frozenset(
             "ssl_cert",
             "ssl_key",
             "ssl_check_hostname",
+            # of a storage, as pyarrow names them
+            "region",
+            "scheme",
+            "endpoint_override",
+            "allow_bucket_creation",
+            "tls_ca_file_path",
         ),
     ]
 )

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from autocompress.errors import ExportError, InputError, RunFolderError, UnknownNameError, unknown_name
+from autocompress.artifacts import InStorage
+from autocompress.errors import ExportError, InputError, RunFolderError, UnknownNameError, UnreachableError, unknown_name
 from autocompress.experiment import Experiment
 from autocompress.folder import write_whole
 from autocompress.front import USUAL_DROP, ParetoFront, Pick
@@ -107,14 +108,15 @@ def _nothing_to_pick(front: ParetoFront, max_drop: float | None) -> str:
 def _content(run: Run, result: TrialResult, name: str, runtime: Runtime) -> bytes:
     if result.model is None:
         raise RunFolderError(f"{run.folder.path} is damaged: the record names no file of trial {result.number}")
-    file = (run.folder.path / result.model).with_name(name)
+    artifacts = run.folder.artifacts
     try:
-        content = file.read_bytes()
+        content = artifacts.read(result.number, name)
     except OSError as error:
-        raise RunFolderError(
-            f"{run.folder.path} is damaged: cannot read the file of trial {result.number} ({error})"
-        ) from error
-    look_into(file, runtime)
+        where = f"cannot read the file of trial {result.number} ({error})"
+        if isinstance(artifacts, InStorage):
+            raise UnreachableError(where) from error
+        raise RunFolderError(f"{run.folder.path} is damaged: {where}") from error
+    look_into(artifacts.where(result.number, name), content, runtime)
     return content
 
 

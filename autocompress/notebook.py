@@ -42,6 +42,7 @@ def search(
     tracking_uri: str | None = None,
     storage: str | None = None,
     study: str | None = None,
+    artifacts: str | None = None,
 ) -> "SearchRun":
     """What `autocompress search FILE` does, with its defaults; returns when the search has ended.
 
@@ -58,6 +59,7 @@ def search(
         options=Options(space=space, trials=trials, minutes=minutes, seed=seed, limits=tuple(limits), targets=tuple(targets)),
         storage=storage,
         study=study,
+        artifacts=artifacts,
     )
     return load_run(where)
 
@@ -155,9 +157,10 @@ class Model:
         It computes what the exported file does, but for the rounding of integer kernels. Raises `RunFolderError` when the
         trial's checkpoint is gone or damaged.
         """
-        file = self._run.folder.path / "trials" / f"{self.number:04d}" / CHECKPOINT
+        artifacts = self._run.folder.artifacts
+        file = artifacts.where(self.number, CHECKPOINT)
         try:
-            checkpoint = file.read_bytes()
+            checkpoint = artifacts.read(self.number, CHECKPOINT)
         except OSError as error:
             raise RunFolderError(f"trial {self.number} has no checkpoint ({error.strerror}: {file})") from error
         experiment = self._run.experiment()

@@ -15,10 +15,11 @@ from safetensors.numpy import save as save_tensors
 from torch import Tensor, nn
 
 from autocompress import gpu, nested
+from autocompress.artifacts import Artifacts
 from autocompress.baseline import Baseline, Data, as_tensors
 from autocompress.compress import compress
 from autocompress.distill import Teacher
-from autocompress.errors import ExportError, InputError, RunFolderError, TrialError
+from autocompress.errors import ExportError, InputError, RunFolderError, StorageError, TrialError
 from autocompress.fast import in_fast_layout
 from autocompress.finetune import evaluate, finetune, student_outputs
 from autocompress.folder import write_whole
@@ -221,6 +222,18 @@ def trial_rungs(
         gpu=gpu.counted(),
         out_of_memory=out_of_memory,
     )
+
+
+def checkpoint_of(artifacts: Artifacts, number: int) -> bytes:
+    """The checkpoint of trial `number`. Raises `TrialError` when there is none, `StorageError` when it cannot be read."""
+    try:
+        return artifacts.read(number, CHECKPOINT)
+    except FileNotFoundError:
+        raise TrialError(
+            f"the checkpoint of trial {number} is gone from {artifacts.shown}; it cannot be trained further"
+        ) from None
+    except OSError as error:
+        raise StorageError(f"cannot read {artifacts.where(number, CHECKPOINT)}: {error.strerror}") from None
 
 
 def student_of(

@@ -13,15 +13,16 @@ import ray
 from ray import tune
 
 from autocompress import gpu
+from autocompress.artifacts import InStorage
 from autocompress.drivers.endings import found
 from autocompress.drivers.supplies import Supplies
 from autocompress.drivers.timing import places_of
-from autocompress.errors import TrialError
+from autocompress.errors import StorageError, TrialError
 from autocompress.policy import Policy
 from autocompress.result import Rung, TrialResult
 from autocompress.runtimes.machine import environment
 from autocompress.target import Target
-from autocompress.trial import CHECKPOINT, trial_rungs
+from autocompress.trial import CHECKPOINT, checkpoint_of, trial_rungs
 
 _SHELF_SECONDS = 300.0
 
@@ -32,13 +33,15 @@ class Trainer(tune.Trainable):
     A trial is `{"shelf": name of the actor, "number": int, "policy": JSON, "seed": int, "refit_of": int | None,
     "gpus": float, "gpu_cap": float}`, the last two a `packing.Slice`. A step gives `{"rung": JSON}`, at the first rung with
     the `"environment"` (JSON). The last one gives `{"result": JSON, "done": True}`, when the trial's files are already on the
-    shelf, or, when the trial could not even begin, `{"error": one line, "done": True}`, or, when its files cannot be kept,
-    `{"unkept": one line, "done": True}`.
+    shelf or in the storage of the run, or, when the trial could not even begin, `{"error": one line, "done": True}`, or, when
+    the run folder does not take its files, `{"unkept": one line, "done": True}`. Raises `StorageError` when the storage does
+    not take or give files.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
         self._shelf = cast(Any, ray.get_actor(config["shelf"]))
         equipment = _answer(self._shelf.equip.remote())
+        self._artifacts: InStorage | None = equipment["artifacts"]
         self._supplies: Supplies = _answer(equipment["supplies"])
         self._places = places_of(self._supplies.baseline.target, equipment["lanes"], equipment["baseline_files"])
         self._supplies.take_place()
@@ -54,13 +57,16 @@ class Trainer(tune.Trainable):
             rung = next(self._rungs)
         except StopIteration as end:
             result: TrialResult = end.value
+        except StorageError:  # Tune begins the trial again
+            raise
         except TrialError as error:
             return {"error": str(error), "done": True}
         else:
             return {"rung": rung.to_json(), **({"environment": self._environment} if rung.step == 0 else {})}
         files = {path.name: path.read_bytes() for path in self._folder.iterdir()} if self._folder.is_dir() else {}
-        problem = _answer(self._shelf.keep.remote(result.number, files))
-        if problem is not None:
+        if self._artifacts is not None:
+            self._artifacts.keep(result.number, files)
+        elif (problem := _answer(self._shelf.keep.remote(result.number, files))) is not None:
             return {"unkept": problem, "done": True}
         return {"result": result.to_json(), "done": True}
 
@@ -95,6 +101,8 @@ class Trainer(tune.Trainable):
     def _checkpoint_of(self, number: int | None) -> bytes | None:
         if number is None:
             return None
+        if self._artifacts is not None:
+            return checkpoint_of(self._artifacts, number)
         return found(_answer(self._shelf.give.remote(number, CHECKPOINT)), number)
 
     @cached_property

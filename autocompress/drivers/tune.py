@@ -19,13 +19,15 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from autocompress.artifacts import InStorage
 from autocompress.drivers import Job, Listener, Site
-from autocompress.drivers.cluster import check_answers, has_gpus, ray_cluster, room
+from autocompress.drivers.cluster import check_answers, has_gpus, nodes_for, ray_cluster, room
 from autocompress.drivers.desk import Desk
 from autocompress.drivers.interrupt import INTERRUPTED, on_interrupt
 from autocompress.drivers.measuring import costs_in_lane, spread_divergences
 from autocompress.drivers.packing import Packing
 from autocompress.drivers.shelf import Shelf
+from autocompress.drivers.storage import check_reached
 from autocompress.drivers.supplies import Supplies
 from autocompress.drivers.timing import lanes, places_of, reason
 from autocompress.drivers.trainer import Trainer
@@ -92,6 +94,8 @@ class TuneDriver:
         try:
             with self._ray(job) as there:
                 desk, most = self._desk(search, job, listener)
+                if self.address is not None and isinstance(job.folder.artifacts, InStorage):
+                    check_reached(job.folder.artifacts, by=nodes_for(job.experiment.cpus_per_trial))
                 with _equipped(job, there, joined=self.address is not None) as shelf:
                     _fit(desk, job.experiment, most, shelf)
             if desk.failure is not None:
@@ -265,6 +269,7 @@ def _equipped(job: Job, experiment_file: Path, *, joined: bool) -> Iterator[str]
             "supplies": ray.put(Supplies.of(job, experiment_file)),
             "baseline_files": {runtime: ray.put(file) for runtime, file in job.baseline.files.items()},
             "lanes": actors,
+            "artifacts": artifacts if isinstance(artifacts := job.folder.artifacts, InStorage) else None,
         }
         shelf: Any = shelves.remote(str(job.folder.path), equipment)
         try:

@@ -237,12 +237,13 @@ def promote_model(store: Store, folder: RunFolder, result: TrialResult, alias: s
     Returns the name it is registered under, its version, and the version that had the alias before, None when none had.
     Raises `InputError` when there is no model that MLflow could load, and what MLflow raises.
     """
-    file = folder.path / (result.model or "")
-    if not file.is_file():
-        raise RunFolderError(f"the exported file of trial {result.number} is gone from the run folder: {file}")
+    name, content = _exported(folder, result)
+    if content is None:
+        where = folder.artifacts.where(result.number, name)
+        raise RunFolderError(f"the exported file of trial {result.number} is gone from {folder.artifacts.shown}: {where}")
     model_id = _log_model(store, folder, result, store.children[result.number].run_id)
     if model_id is None:
-        raise InputError(f"MLflow cannot load {file.name} as a model, so trial {result.number} cannot be registered")
+        raise InputError(f"MLflow cannot load {name} as a model, so trial {result.number} cannot be registered")
     name, version = _registered(store, result, model_id)
     aliases = {known: int(number) for known, number in store.client.get_registered_model(name).aliases.items()}
     if aliases.get(alias) != version:
@@ -285,27 +286,40 @@ def _log_model(store: Store, folder: RunFolder, member: TrialResult, run_id: str
         else:
             client.delete_logged_model(found.model_id)
     if model_id is None:
-        file = folder.path / (member.model or "")
-        if not file.is_file():
-            _log.warning("trial %d has no exported file %s; its model is not logged", member.number, file)
+        name, content = _exported(folder, member)
+        if content is None:
+            where = folder.artifacts.where(member.number, name)
+            _log.warning("trial %d has no exported file %s; its model is not logged", member.number, where)
             return None
-        if file.suffix != ".onnx":  # MLflow has no flavour that loads it without autocompress
-            client.log_artifact(run_id, str(file), "model")
+        if not name.endswith(".onnx"):  # MLflow has no flavour that loads it without autocompress
+            with tempfile.TemporaryDirectory() as scratch:
+                file = Path(scratch, name)
+                file.write_bytes(content)
+                client.log_artifact(run_id, str(file), "model")
             return None
-        model_id = _upload_model(store, file, member, run_id)
+        model_id = _upload_model(store, content, member, run_id)
     outputs = client.get_run(run_id).outputs
     if outputs is None or model_id not in [output.model_id for output in outputs.model_outputs]:
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
     return model_id
 
 
-def _upload_model(store: Store, file: Path, member: TrialResult, run_id: str) -> str:
+def _exported(folder: RunFolder, result: TrialResult) -> tuple[str, bytes | None]:
+    """What the exported file of a trial is called, and its content: None when it is gone or cannot be read."""
+    name = Path(result.model or "").name
+    try:
+        return name, folder.artifacts.read(result.number, name) if name else None
+    except OSError as error:
+        _log.warning("%s: %s", folder.artifacts.where(result.number, name), error.strerror)
+        return name, None
+
+
+def _upload_model(store: Store, content: bytes, member: TrialResult, run_id: str) -> str:
     """What `mlflow.onnx.log_model` does, which would need the tracking URI of the whole process."""
     client = store.client
     name, params = f"trial-{member.number:04d}", policy_params(member.policy, store.layers)
     model = client.create_logged_model(store.experiment_id, name, run_id, {_TRIAL: str(member.number)}, params, "onnx")
     model_id = str(model.model_id)
-    content = file.read_bytes()
     check_alone(content)
     exported = onnx.load_model_from_string(content)
     on_gpu = member.environment is not None and member.environment.gpu is not None

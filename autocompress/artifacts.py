@@ -94,7 +94,14 @@ class InStorage:
             self._write(posixpath.join(_folder(number), name), content)
 
     def read(self, number: int, name: str) -> bytes:
-        return self._read(posixpath.join(_folder(number), name))
+        try:
+            return self._read(posixpath.join(_folder(number), name))
+        except FileNotFoundError:
+            try:
+                self.check()
+            except StorageError as error:  # it is not the file that has gone: a folder may have, of another machine
+                raise OSError(errno.EREMOTEIO, str(error), self.where(number, name)) from None
+            raise
 
     def where(self, number: int, name: str) -> str:
         return posixpath.join(self.shown, _folder(number), name)

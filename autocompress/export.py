@@ -112,10 +112,10 @@ def _content(run: Run, result: TrialResult, name: str, runtime: Runtime) -> byte
     try:
         content = artifacts.read(result.number, name)
     except OSError as error:
-        where = f"cannot read the file of trial {result.number} ({error})"
+        what = f"cannot read the file of trial {result.number}"
         if isinstance(artifacts, InStorage):
-            raise UnreachableError(where) from error
-        raise RunFolderError(f"{run.folder.path} is damaged: {where}") from error
+            raise UnreachableError(f"{what}, {artifacts.where(result.number, name)}: {error.strerror}") from error
+        raise RunFolderError(f"{run.folder.path} is damaged: {what} ({error})") from error
     look_into(artifacts.where(result.number, name), content, runtime)
     return content
 

@@ -127,7 +127,7 @@ def test_a_run_reads_from_the_storage_what_it_has_not_itself(
     (tmp_path / "store").rename(tmp_path / "moved")
     assert call("export", "run", "--pick", chosen, "-o", "exported") == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"error: cannot read the file of trial {chosen} (")
+    assert said.startswith(f"error: cannot read the file of trial {chosen}, {tmp_path}/store/{kept.name}/trials/")
     assert said.count("\n") == 1
     assert call("resume", "run", "--trials", "3", *common) == 2
     said = capsys.readouterr().err
@@ -206,6 +206,8 @@ def test_a_checkpoint_that_is_gone_from_the_storage(tmp_path: Path) -> None:
     with pytest.raises(TrialError, match=r"the checkpoint of trial 3 is gone from .*run-1; it cannot be trained further"):
         checkpoint_of(run.artifacts, 3)
     shutil.rmtree(tmp_path / "store/run-1")
+    with pytest.raises(StorageError, match="is not what the search writes to"):
+        checkpoint_of(run.artifacts, 3)
     (tmp_path / "store/run-1").write_text("a file in its place")
-    with pytest.raises(TrialError):
+    with pytest.raises(StorageError, match="cannot read "):
         checkpoint_of(run.artifacts, 3)

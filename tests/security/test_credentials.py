@@ -41,6 +41,7 @@ TOKEN, PASSWORD = "Tok-en-of-the-server", "Pass-w0rd-of-mlflow"
             "s3://bucket/x?region=eu-1&scheme=http",
             {"a%2Fb%2Bc", "a/b+c"},
         ),
+        ("abfs://models:a%2Fb%3D@account.dfs.core.windows.net/x", "abfs://models@account.dfs.core.windows.net/x", {"a/b="}),
         ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db", set()),
         ("http://host:5000", "http://host:5000", set()),
         ("no uri", "no uri", set()),
@@ -55,7 +56,12 @@ def test_what_of_a_uri_is_shown(uri: str, shown: str | None, secrets: set[str]) 
 
 
 def test_what_is_shown_can_be_used_again_where_it_had_no_secret() -> None:
-    for uri in ("postgresql://host:5/db?sslmode=require&connect_timeout=3", "http://host:5000/prefix", "sqlite:///a.db"):
+    for uri in (
+        "postgresql://host:5/db?sslmode=require&connect_timeout=3",
+        "http://host:5000/prefix",
+        "sqlite:///a.db",
+        "abfs://box@host/x",
+    ):
         assert public_uri(uri) == uri
         assert secrets_of(uri) == ()
 

@@ -14,7 +14,6 @@ from safetensors.numpy import save as save_tensors
 from torch import nn
 
 from autocompress import nested
-from autocompress.artifacts import as_written, sums_of
 from autocompress.errors import DivergedError, ExportError, InputError, RunFolderError, TaskError, TrialError
 from autocompress.folder import write_whole
 from autocompress.layer import Layers
@@ -24,6 +23,7 @@ from autocompress.probe import cost, probe
 from autocompress.runtimes import file_name, runtime_of
 from autocompress.target import Target
 from autocompress.task import Array, Split, Task
+from autocompress.trial_files import as_written, sums_of
 from autocompress.unpacked import unpacked
 
 T = TypeVar("T")

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from autocompress.artifacts import Artifacts, InStorage
 from autocompress.compute import INT8, Standing, standings, used_seconds
 from autocompress.credentials import public_uri
 from autocompress.drivers import Driver
@@ -16,7 +17,7 @@ from autocompress.experiment import Experiment
 from autocompress.folder import RunFolder, write_whole
 from autocompress.listeners import Silent, View
 from autocompress.noun import Noun
-from autocompress.opened import Run, RunNote, open_run
+from autocompress.opened import ArtifactsNote, Run, RunNote, open_run
 from autocompress.report import write_report
 from autocompress.rivals import RIVALS, has_integers, has_levels, rival_experiment
 from autocompress.run import conduct, look_for_mlflow
@@ -97,7 +98,10 @@ def _compete(run: Run, name: str, experiment: Experiment, spend: float, driver: 
         return True
     view.say(f"{name}: {spend:,.1f} worker-seconds")
     _prepare(there, run)
-    ended = conduct(Run(there, _note(run, uri), run.experiment_file), experiment, driver, uri, view)
+    if isinstance(kept := run.folder.artifacts, InStorage):
+        there.artifacts = InStorage(kept.url, f"{kept.name}/baselines/{name}")
+        there.artifacts.claim()
+    ended = conduct(Run(there, _note(run, uri, there.artifacts), run.experiment_file), experiment, driver, uri, view)
     if not ended.interrupted:
         write_whole(there.path / _DONE, Done(worker_seconds=spend).to_json())
     return not ended.interrupted
@@ -127,7 +131,7 @@ def _link(source: Path, file: Path) -> None:
         write_whole(file, source.read_bytes())
 
 
-def _note(run: Run, uri: str) -> RunNote:
+def _note(run: Run, uri: str, artifacts: Artifacts) -> RunNote:
     parent = run.note
     # What was asked for beside the file and is no matter of the way to search.
     options = parent.options.model_copy(update=dict.fromkeys(("space", "trials", "minutes", "sampler", "costs")))
@@ -138,6 +142,7 @@ def _note(run: Run, uri: str) -> RunNote:
         started=time.time(),
         versions={name: version(name) for name in parent.versions},
         baseline_of=run.title,
+        artifacts=ArtifactsNote.of(artifacts),
     )
 
 

@@ -1,4 +1,4 @@
-"""Credentials in the URL of a database or a server: never shown, never kept.
+"""Credentials in the URL of a database, a server or a storage: never shown, never kept.
 
 A URL may be stored and printed as `public_uri` gives it; text of others, such as error messages, as `cleaned` does.
 """
@@ -23,10 +23,18 @@ _HARMLESS = frozenset(
             "ssl_cert",
             "ssl_key",
             "ssl_check_hostname",
+            # of a storage, as pyarrow names them
+            "region",
+            "scheme",
+            "endpoint_override",
+            "allow_bucket_creation",
+            "tls_ca_file_path",
         ),
     ]
 )
 _FILES = ("sqlite", "file")
+# Azure's storage: what stands in the place of a user is a folder's name.
+_CONTAINERS = ("abfs", "abfss")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>`]+")
 _ASSIGNED = re.compile(r"(?i)\b((?:\w*(?:password|passwd|secret|token|signature|credential)|pwd|api_?key)=)[^\s&;,'\")]+")
 # Shorter ones are in half of all words.
@@ -41,7 +49,10 @@ def public_uri(uri: str) -> str:
     scheme, mark, rest = uri.partition("://")
     if not mark or scheme.lower().split("+")[0] in _FILES:
         return uri
-    path, _, query = rest.rpartition("@")[2].partition("#")[0].partition("?")
+    before, _, after = rest.rpartition("@")
+    path, _, query = after.partition("#")[0].partition("?")
+    if scheme.lower() in _CONTAINERS and (container := before.partition(":")[0]):
+        path = f"{container}@{path}"
     kept = [part for part in query.split("&") if part.partition("=")[0] in _HARMLESS]
     return f"{scheme}://{path}{'?' if kept else ''}{'&'.join(kept)}"
 
@@ -56,7 +67,8 @@ def secrets_of(*uris: str | None) -> tuple[str, ...]:
         before, _, after = rest.rpartition("@")
         user, _, password = before.partition(":")
         # A user without a password is a token.
-        found |= {part for part in (password or user,) for part in (part, unquote(part))}
+        secret = password or ("" if scheme.lower() in _CONTAINERS else user)
+        found |= {secret, unquote(secret)}
         query = after.partition("#")[0].partition("?")[2]
         found |= {value for name, value in parse_qsl(query) if name not in _HARMLESS}
         raw = [part.partition("=") for part in query.split("&")]

@@ -8,8 +8,9 @@ AutocompressError
 |   |-- TaskError           a task whose functions break their contract
 |   |-- RunFolderError      a run folder that is missing, unwritable or damaged
 |   |   `-- StudyDamagedError   a study that cannot be read
-|   `-- UnreachableError    a Ray or MLflow address that does not answer
+|   `-- UnreachableError    a Ray or MLflow address, a database or a storage that does not answer
 `-- TrialError              a trial that cannot go on; becomes a FAILED result, never a crash
+    |-- StorageError        the storage of a run does not take or give a trial's files: the trial is begun again
     |-- DivergedError       a loss or a score that is not finite
     |-- SurgeryError        pruning would have changed more than the removed channels
     `-- ExportError         the student cannot be exported, or the file does not do what the student does
@@ -55,11 +56,15 @@ class StudyDamagedError(RunFolderError):
 
 
 class UnreachableError(InputError):
-    """A Ray cluster or an MLflow server that does not answer."""
+    """A Ray cluster, an MLflow server, a database or a storage that does not answer."""
 
 
 class TrialError(AutocompressError):
     """A trial that cannot go on."""
+
+
+class StorageError(TrialError):
+    """The storage of a run does not take or give the files of a trial."""
 
 
 class DivergedError(TrialError):

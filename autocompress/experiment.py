@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from autocompress.errors import ExperimentError, InputError, unknown_name
 from autocompress.halving import Halving
@@ -65,9 +65,11 @@ class Experiment:
     are written like ``"accuracy >= baseline - 0.01"``. `sampler` is "tpe", "nsga2", "random", or any Optuna sampler.
     `start` holds parameter dictionaries (as the space names them) that are tried first, or is a function that makes them
     of the prior. `halving` stops bad trials early, `refit` trains the best further; None: neither. `cpus_per_trial` and
-    `gpus_per_trial` (fractions share one) are what Ray reserves. A trial may take `trial_minutes` on its worker, its waiting
-    for the machine to time its file included; None: as long as it likes. One whose worker died, or took too long on Ray, is
-    begun again `retries` times before it has FAILED. `settings` is shown in reports and MLflow.
+    `gpus_per_trial` are what Ray reserves. Trials share a GPU by fractions; with "auto" (a GPU where there is one) by what
+    those before have taken of its memory. One for which that was too little is begun again once, alone on a GPU. A trial may
+    take `trial_minutes` on its worker, its waiting for the machine to time its file included; None: as long as it likes. One
+    whose worker died, or took too long on Ray, is begun again `retries` times before it has FAILED. `settings` is shown in
+    reports and MLflow.
     """
 
     task: Task
@@ -82,7 +84,7 @@ class Experiment:
     halving: Halving | None = None
     refit: Refit | None = None
     cpus_per_trial: float = 1
-    gpus_per_trial: float = 0
+    gpus_per_trial: float | Literal["auto"] = 0
     trial_minutes: float | None = None
     retries: int = 1
     settings: dict[str, str] = field(default_factory=dict)
@@ -92,6 +94,11 @@ class Experiment:
             raise ExperimentError(f"trial_minutes must be above 0, given {self.trial_minutes}")
         if self.retries < 0:
             raise ExperimentError(f"retries must be 0 or more, given {self.retries}")
+        gpus = self.gpus_per_trial
+        if not (gpus == "auto" or (isinstance(gpus, int | float) and (0 <= gpus <= 1 or (gpus > 1 and gpus == int(gpus))))):
+            raise ExperimentError(f"gpus_per_trial is a share of a GPU, a whole number of them, or 'auto'; given {gpus!r}")
+        if gpus == "auto" and not self.cpus_per_trial > 0:
+            raise ExperimentError(f"gpus_per_trial='auto' needs cpus_per_trial above 0, given {self.cpus_per_trial:g}")
 
     @property
     def needs_prior(self) -> bool:

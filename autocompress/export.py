@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from autocompress.artifacts import artifact_file, read_artifact, sha256_of
 from autocompress.errors import ExportError, InputError, RunFolderError, UnknownNameError, unknown_name
 from autocompress.experiment import Experiment
 from autocompress.folder import write_whole
@@ -16,6 +15,7 @@ from autocompress.opened import Run
 from autocompress.result import Status, TrialResult
 from autocompress.runtimes import Runtime, file_name, runtime_of
 from autocompress.target import Target
+from autocompress.trial_files import read_trial_file, sha256_of
 from autocompress.verify import CLAIMS, POLICY, README, Claims, look_into
 
 _PICKS: tuple[Pick, ...] = get_args(Pick)
@@ -105,8 +105,8 @@ def _nothing_to_pick(front: ParetoFront, max_drop: float | None) -> str:
 
 
 def _content(run: Run, result: TrialResult, name: str, runtime: Runtime) -> bytes:
-    content = read_artifact(run.folder, result, name)
-    look_into(artifact_file(run.folder, result, name), runtime)
+    content = read_trial_file(run.folder, result, name)
+    look_into(run.folder.artifacts.where(result.number, name), content, runtime)
     return content
 
 

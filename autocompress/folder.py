@@ -5,6 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from autocompress.artifacts import Artifacts, InFolder
 from autocompress.errors import RunFolderError
 from autocompress.result import TrialResult
 
@@ -19,7 +20,8 @@ class RunFolder:
     costs.json                  bytes and time of each layer at each option
     study.log                   the Optuna study (journal file)
     trials.jsonl                one TrialResult a line, in the order they finished: the record
-    trials/0007/model.onnx      the exported file of trial 7, and beside it its policy and its checkpoint
+    trials/0007/model.onnx      the exported file of trial 7, and beside it its policy and its checkpoint, unless the run
+                                keeps them in a storage: `artifacts` knows
     front.json/.csv/.html/.md/.png  the Pareto front
     importance.json             which knob of the space mattered, for each objective
     baselines/uniform/          what a rival found with the same budget: a folder like this one
@@ -30,6 +32,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).resolve()
+        self.artifacts: Artifacts = InFolder(self.path)
 
     @property
     def run_json(self) -> Path:

@@ -9,7 +9,6 @@ from typing import Literal
 import pandas as pd
 from torch import nn
 
-from autocompress.artifacts import CHECKPOINT, artifact_file, read_artifact
 from autocompress.baseline import as_tensors, load_split
 from autocompress.drivers import Driver
 from autocompress.errors import InputError, RunFolderError, TrialError
@@ -24,6 +23,7 @@ from autocompress.result import TrialResult
 from autocompress.run import run_search, usual_folder
 from autocompress.trackers.mlflow_run import default_uri
 from autocompress.trial import student_of
+from autocompress.trial_files import CHECKPOINT, read_trial_file
 
 # What a table in a notebook shows of each model; the others are columns of `front` too.
 _SHOWN = ("number", "size_ratio", "speedup", "accuracy", "test_accuracy", "policy")
@@ -43,6 +43,7 @@ def search(
     tracking_uri: str | None = None,
     storage: str | None = None,
     study: str | None = None,
+    artifacts: str | None = None,
 ) -> "SearchRun":
     """What `autocompress search FILE` does, with its defaults; returns when the search has ended.
 
@@ -59,6 +60,7 @@ def search(
         options=Options(space=space, trials=trials, minutes=minutes, seed=seed, limits=tuple(limits), targets=tuple(targets)),
         storage=storage,
         study=study,
+        artifacts=artifacts,
     )
     return load_run(where)
 
@@ -154,20 +156,17 @@ class Model:
         """The model as a torch module on the CPU, in eval mode: its channels gone, its weights and activations rounded.
 
         It computes what the exported file does, but for the rounding of integer kernels. Raises `RunFolderError` when the
-        trial's checkpoint is gone or damaged.
+        trial's checkpoint is gone or damaged, `UnreachableError` when the storage does not give it.
         """
-        folder = self._run.folder
-        file = artifact_file(folder, self.result, CHECKPOINT)
-        if not file.is_file():
-            raise RunFolderError(f"trial {self.number} has no checkpoint (there is no {file})")
-        checkpoint = read_artifact(folder, self.result, CHECKPOINT)
+        checkpoint = read_trial_file(self._run.folder, self.result, CHECKPOINT)
         experiment = self._run.experiment()
         train = as_tensors(load_split(experiment.task, "train"))
         baseline, seed = self._run.baseline(), self.result.seed
         try:
             return student_of(self.policy, experiment.task, baseline, train, seed=seed, checkpoint=checkpoint)
         except TrialError as error:
-            raise RunFolderError(f"{file} is damaged: {error}") from error
+            where = self._run.folder.artifacts.where(self.number, CHECKPOINT)
+            raise RunFolderError(f"{where} is damaged: {error}") from error
 
     def export(self, into: str | Path, *, target: str | None = None) -> Path:
         """What `autocompress export` writes: the file, its policy, its claims, its card. Returns the folder."""

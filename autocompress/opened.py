@@ -6,7 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from pydantic import field_validator
+
+from autocompress.artifacts import Artifacts, InStorage
 from autocompress.baseline import Baseline, load_baseline
+from autocompress.credentials import public_uri
 from autocompress.errors import InputError, RunFolderError, unknown_name
 from autocompress.experiment import Budget, Experiment, check_metrics, load_experiment
 from autocompress.folder import RunFolder
@@ -64,10 +68,32 @@ class StudyNote(Noun):
     run: str
 
 
+class ArtifactsNote(Noun):
+    """Where the trials' files are that are not in the run folder: in the folder `name` of the storage (without credentials)."""
+
+    storage: str
+    name: str
+
+    @staticmethod
+    def of(artifacts: Artifacts) -> "ArtifactsNote | None":
+        """None for those that are in the run folder."""
+        if not isinstance(artifacts, InStorage):
+            return None
+        return ArtifactsNote(storage=public_uri(artifacts.url), name=artifacts.name)
+
+    @field_validator("name")
+    @classmethod
+    def _inside(cls, name: str) -> str:
+        if not name or name.startswith("/") or ".." in name.split("/"):
+            raise ValueError("it leads out of the storage")
+        return name
+
+
 class RunNote(Noun):
     """`run.json`: where a run came from. `experiment` is the path of its file, `started` seconds since the epoch.
 
-    `baseline_of` names the run of which this one is a rival, `study` the study if it is shared with others.
+    `baseline_of` names the run of which this one is a rival, `study` the study if it is shared with others, `artifacts` the
+    storage of the trials' files if they are not in the run folder.
     """
 
     version: Literal[1] = 1
@@ -78,6 +104,7 @@ class RunNote(Noun):
     versions: dict[str, str]
     baseline_of: str | None = None
     study: StudyNote | None = None
+    artifacts: ArtifactsNote | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +155,8 @@ def open_run(folder: str | Path) -> Run:
         raise RunFolderError(
             f"{where.path} is damaged: {error}; put run.json back, or start a new run from {where.experiment}"
         ) from error
+    if note.artifacts is not None:
+        where.artifacts = InStorage(note.artifacts.storage, note.artifacts.name)
     original = Path(note.experiment)
     if not original.is_file() and not where.experiment.is_file():
         raise RunFolderError(

@@ -41,6 +41,18 @@ class Environment(Noun):
     versions: dict[str, str]
 
 
+class GpuMemory(Noun):
+    """What a trial took of its GPU, in bytes.
+
+    `peak` is the most that torch held for tensors at once, `outside` what was in use beside: the libraries of CUDA, and
+    whoever else was on the GPU. `total` is all that the GPU has.
+    """
+
+    peak: int
+    outside: int
+    total: int
+
+
 class TrialResult(Noun):
     """Everything known about one finished trial; one line of `trials.jsonl`.
 
@@ -50,7 +62,8 @@ class TrialResult(Noun):
     time at the start of the run, so that trials timed hours apart compare; `latency_measured_ms` is the least time itself.
     Empty unless the trial is complete. `seconds` says how long each stage took, `model` is the path of the exported file
     inside the run folder, `sha256` holds the sums of all its files by name (empty in older records), `summary` the policy in
-    a few words. `refit_of` is the number of the trial whose student this one has trained further.
+    a few words. `refit_of` is the number of the trial whose student this one has trained further. `gpu` is None where there
+    was none; with `out_of_memory` the trial has FAILED because the GPU had too little.
     """
 
     version: int = 1
@@ -68,6 +81,8 @@ class TrialResult(Noun):
     sha256: dict[str, str] = {}
     summary: str = ""
     refit_of: int | None = None
+    gpu: GpuMemory | None = None
+    out_of_memory: bool = False
 
     @field_validator("model")
     @classmethod

@@ -17,12 +17,13 @@ from uuid import uuid4
 import optuna
 
 from autocompress import nested
-from autocompress.artifacts import read_artifact
+from autocompress.artifacts import Artifacts, InStorage
+from autocompress.artifacts import absolute as absolute_storage
 from autocompress.baseline import Baseline, load_data, make_baseline
 from autocompress.credentials import CleanFormatter, public_uri, secrets_of
 from autocompress.drivers import Driver, Job, Site
 from autocompress.drivers.interrupt import INTERRUPTED, TERMINATED
-from autocompress.errors import InputError, RunFolderError, TaskError, TrialError, UnreachableError
+from autocompress.errors import InputError, RunFolderError, StorageError, TaskError, TrialError, UnreachableError
 from autocompress.experiment import Experiment, load_experiment
 from autocompress.folder import RunFolder, write_whole
 from autocompress.front import ParetoFront
@@ -30,7 +31,7 @@ from autocompress.importance import write_importance
 from autocompress.listeners import FrontFile, Listeners, Silent, View, Views
 from autocompress.measure import size_bytes, test_score
 from autocompress.mending import mend, with_study_mended
-from autocompress.opened import Options, Run, RunNote, StudyNote, open_run
+from autocompress.opened import ArtifactsNote, Options, Run, RunNote, StudyNote, open_run
 from autocompress.report import write_report
 from autocompress.result import Status, TrialResult
 from autocompress.search import Search
@@ -39,6 +40,7 @@ from autocompress.shared import SharedStudy
 from autocompress.study import absolute, database_told, has_study, open_database
 from autocompress.trackers.jsonl import JsonlRecord
 from autocompress.trackers.mlflow import MlflowTracker, silence
+from autocompress.trial_files import read_trial_file
 
 _log = logging.getLogger(__name__)
 _NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
@@ -67,12 +69,14 @@ def run_search(
     options: Options | None = None,
     storage: str | None = None,
     study: str | None = None,
+    artifacts: str | None = None,
     view: View | None = None,
 ) -> ParetoFront:
     """Searches from the beginning, in a new run folder, and returns the front, scored on the test split.
 
     With `storage`, the URL of a database, the study is kept there, under the name of the run folder; with `study` under that
-    name, also when there is one already: then the search joins those that work on it.
+    name, also when there is one already: then the search joins those that work on it. With `artifacts`, the URL of a
+    storage, workers keep the files of trials there.
     Raises `InputError` for whatever the user can mend; then a run that had no trial leaves no run behind. Raises
     `KeyboardInterrupt` when it was interrupted before any trial was complete, `SystemExit` (143) when it was told to end by
     SIGTERM: then what has finished is kept, and nothing more is measured.
@@ -87,6 +91,9 @@ def run_search(
     shared = _shared(storage, study, where)
     look_for_mlflow(tracking_uri, view)
     driver.check()
+    if artifacts is not None:  # of that name there may be others, from other machines
+        where.artifacts = InStorage(absolute_storage(artifacts), f"{where.path.name}-{uuid4().hex[:8]}")
+        where.artifacts.claim()
     where.create()
     with _only_here(where):
         where.create()  # again: another process may have begun a run here, and ended
@@ -125,6 +132,7 @@ def _begin(
         started=time.time(),
         versions={name: version(name) for name in _PACKAGES},
         study=shared,
+        artifacts=ArtifactsNote.of(where.artifacts),
     )
     shutil.copyfile(experiment_file, where.experiment)
     try:
@@ -145,12 +153,14 @@ def resume(
     minutes: float | None = None,
     tracking_uri: str | None = None,
     storage: str | None = None,
+    artifacts: str | None = None,
     view: View | None = None,
 ) -> ParetoFront:
     """Goes on with a run that was interrupted or killed, or whose budget (`trials` in all, or `minutes` from now) is raised.
 
-    `tracking_uri` None is where the run was logged before, `storage` None the database that has its study, both without the
-    credentials that they were given with: those are not kept. Raises as `run_search` does.
+    `tracking_uri` None is where the run was logged before, `storage` None the database that has its study, `artifacts` None
+    the storage of its trials' files, all without the credentials that they were given with: those are not kept. Raises as
+    `run_search` does.
     """
     view = view or Silent()
     run = open_run(folder)
@@ -160,6 +170,8 @@ def resume(
         )
     if storage is not None and run.note.study is None:
         raise InputError(f"{folder} keeps its study in its own folder: leave out --storage")
+    if artifacts is not None and run.note.artifacts is None:
+        raise InputError(f"{folder} keeps the files of its trials itself: leave out --artifacts")
     options, uri = run.note.options, tracking_uri or run.note.tracking_uri
     if trials is not None or minutes is not None:
         options = options.model_copy(update={"trials": trials, "minutes": minutes})
@@ -177,9 +189,24 @@ def resume(
             raise UnreachableError(
                 f"{error}; credentials are not kept: give --storage again, or set PGUSER and PGPASSWORD"
             ) from None
+    if (kept := run.note.artifacts) is not None:
+        look_for_artifacts(run.folder, InStorage(absolute_storage(artifacts or kept.storage), kept.name))
+        run = replace(run, note=run.note.model_copy(update={"artifacts": ArtifactsNote.of(run.folder.artifacts)}))
     look_for_mlflow(uri, view, kept=tracking_uri is None)
     driver.check()
     return conduct(run, experiment, driver, uri, view, storage=storage).front
+
+
+def look_for_artifacts(folder: RunFolder, artifacts: InStorage) -> None:
+    """Has the files of trials kept in a storage that a run used before. Raises `UnreachableError` when they are not there."""
+    try:
+        artifacts.check()
+    except (StorageError, UnreachableError) as error:
+        raise UnreachableError(
+            f"{error}; this run keeps its files there: give --artifacts again if it needs credentials, which are not kept, "
+            "or has moved"
+        ) from None
+    folder.artifacts = artifacts
 
 
 def look_for_mlflow(uri: str, view: View, *, kept: bool = False) -> None:
@@ -212,7 +239,7 @@ def _conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str
     storage = storage or (run.note.study.storage if run.note.study else None)
     with (
         _disk_told(folder),
-        _logging_to(folder.log, secrets_of(tracking_uri, storage)),
+        _logging_to(folder.log, secrets_of(tracking_uri, storage, *_urls(folder.artifacts))),
         database_told(storage, folder.path),
     ):
         write_whole(folder.run_json, run.note.to_json(indent=1))
@@ -262,6 +289,10 @@ def _conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str
         front = _finish(run, job, driver, live, tracker, view)
         session.say("finished")
         return Ended(front, interrupted=search.reason == INTERRUPTED)
+
+
+def _urls(artifacts: Artifacts) -> tuple[str, ...]:
+    return (artifacts.url,) if isinstance(artifacts, InStorage) else ()
 
 
 def _search(run: Run, job: Job, driver: Driver, recorded: Sequence[TrialResult], view: View, storage: str | None) -> Search:
@@ -333,17 +364,20 @@ def _tested(front: ParetoFront, job: Job, driver: Driver, view: View) -> ParetoF
     """The front with the test scores it has not yet: each file is scored once in its life."""
     missing: dict[int, bytes] = {}
     for member in front.members:
-        file = job.folder.path / (member.model or "")
-        if member.number not in front.test and file.is_file():
-            try:
-                content = read_artifact(job.folder, member, file.name)
-            except RunFolderError as error:
+        if member.number in front.test or member.model is None:
+            continue
+        name = Path(member.model).name
+        try:
+            content = read_trial_file(job.folder, member, name)
+        except InputError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
                 view.warn(f"{error}; it is not tested")
-                continue
-            if size_bytes(content) == member.metrics["size_bytes"]:
-                missing[member.number] = content
-            else:  # an older record, without sums
-                view.warn(f"the file of trial {member.number} is damaged: {file} has {len(content):,} bytes; it is not tested")
+            continue
+        if size_bytes(content) == member.metrics["size_bytes"]:
+            missing[member.number] = content
+        else:  # an older record, without sums
+            where = job.folder.artifacts.where(member.number, name)
+            view.warn(f"the file of trial {member.number} is damaged: {where} has {len(content):,} bytes; it is not tested")
     if front.baseline_test is not None and not missing:
         return front
     with driver.places(job) as places:

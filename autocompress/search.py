@@ -15,7 +15,6 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState, create_trial
 
-from autocompress.artifacts import CHECKPOINT
 from autocompress.errors import InputError, unknown_name
 from autocompress.experiment import Experiment
 from autocompress.front import FrontSoFar, ParetoFront, missed, unusable
@@ -35,6 +34,7 @@ from autocompress.result import Rung, Status, TrialResult
 from autocompress.sampling import SAMPLERS, asked_for, rehearse, sampled, sampler_named, spread, start_params
 from autocompress.shared import DUPLICATE, Share, SharedStudy
 from autocompress.study import open_journal, open_study
+from autocompress.trial_files import CHECKPOINT
 
 if TYPE_CHECKING:
     from autocompress.prior import Prior

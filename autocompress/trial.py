@@ -14,8 +14,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 from torch import Tensor, nn
 
-from autocompress import nested
-from autocompress.artifacts import CHECKPOINT, sums_of
+from autocompress import gpu, nested
 from autocompress.baseline import Baseline, Data, as_tensors
 from autocompress.compress import compress
 from autocompress.distill import Teacher
@@ -33,6 +32,7 @@ from autocompress.runtimes import file_name, runtime_of
 from autocompress.runtimes.machine import environment
 from autocompress.target import Target
 from autocompress.task import Array, Task
+from autocompress.trial_files import CHECKPOINT, sums_of
 
 Progress = Callable[[Rung], bool]
 
@@ -142,8 +142,9 @@ def trial_rungs(
     reached: list[Rung] = []
     metrics: dict[str, float] = {}
     sums: dict[str, str] = {}
-    status, error = Status.COMPLETE, None
+    status, error, out_of_memory = Status.COMPLETE, None, False
     try:
+        gpu.begin_count()
         torch.manual_seed(seed)
         lane = Lane()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -205,6 +206,7 @@ def trial_rungs(
         status, error = Status.FAILED, str(failure)
     except Exception as failure:  # noqa: BLE001  # a user's function, a full GPU, a runtime: all end this trial and no other
         status, error = Status.FAILED, _one_line(failure)
+        out_of_memory = isinstance(failure, torch.OutOfMemoryError)
     return TrialResult(
         number=number,
         policy=policy,
@@ -219,6 +221,8 @@ def trial_rungs(
         model=f"trials/{number:04d}/{runtime_of(target).file}" if status is Status.COMPLETE else None,
         sha256=sums,
         summary=policy.describe(baseline.layers),
+        gpu=gpu.counted(),
+        out_of_memory=out_of_memory,
     )
 
 

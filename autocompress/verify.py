@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 
 from autocompress import nested
-from autocompress.artifacts import sha256_of
 from autocompress.baseline import load_split
 from autocompress.errors import ExportError, InputError, TaskError
 from autocompress.front import TestScore
@@ -28,6 +27,7 @@ from autocompress.runtimes.openvino import SETTINGS
 from autocompress.runtimes.slot import INPUT, OUTPUT
 from autocompress.target import Target
 from autocompress.task import Task
+from autocompress.trial_files import sha256_of
 
 POLICY, CLAIMS, README = "policy.json", "verify.json", "README.md"
 
@@ -98,7 +98,7 @@ def verify(folder: Path, *, run: Path | None = None) -> list[Checked]:
     opened.baseline()  # a file that has changed since would make another ratio
     inputs, targets = load_split(experiment.task, "test")
     for one in (file, baseline):
-        look_into(one, runtime)
+        look_into(one, one.read_bytes(), runtime)
     content, alone = file.read_bytes(), f"runs on {runtime.package} alone"
     checked = [
         _exact("sha256", claims.sha256[:12], sha256_of(content)[:12]),
@@ -140,11 +140,11 @@ def verify(folder: Path, *, run: Path | None = None) -> list[Checked]:
     ]
 
 
-def look_into(file: Path, runtime: Runtime) -> None:
+def look_into(file: Path | str, content: bytes, runtime: Runtime) -> None:
     """Raises `InputError` for a file that would read others or run code of its own. Who runs it without us does not look."""
     try:
         if runtime.check is not None:
-            runtime.check(file.read_bytes())
+            runtime.check(content)
     except ExportError as error:
         raise InputError(f"{file} is refused: {error}") from error
 

@@ -30,7 +30,6 @@ from safetensors.numpy import load as load_tensors
 from torch import nn
 
 from autocompress import nested
-from autocompress.artifacts import CHECKPOINT, read_artifact
 from autocompress.baseline import Baseline, Data, as_tensors, load_data
 from autocompress.compress import compress
 from autocompress.distill import Teacher
@@ -55,6 +54,7 @@ from autocompress.student import ActivationQuantizer, StudentLayer, kind_of
 from autocompress.target import Target
 from autocompress.task import Task
 from autocompress.trial import calibration_rows
+from autocompress.trial_files import CHECKPOINT, read_trial_file
 
 TARGET = Target()
 _EXAMPLES, _BATCH = 8, 64
@@ -85,7 +85,7 @@ def compare(run: Run, winner: TrialResult | None) -> None:
     alike = work.trained(work.with_its_bits(network), "with its bits")
     network = work.trained(network, "in floats")
     files = {
-        "ours": read_artifact(run.folder, winner, file_name(work.baseline.target, TARGET)),
+        "ours": read_trial_file(run.folder, winner, file_name(work.baseline.target, TARGET)),
         "its bits, by us": runtime_of(TARGET).export(alike, nested.take(work.calibration(winner)[0], slice(_EXAMPLES))),
         "quantize_static": quantised(network, work.calibration(winner)[0]),
     }
@@ -139,7 +139,7 @@ class _Work:
         checkpoint = self.run.folder.trial(self.parent.number) / CHECKPOINT
         if not checkpoint.is_file():
             raise InputError(f"trial {self.parent.number} has no checkpoint in {self.run.folder.path}")
-        weights = load_tensors(read_artifact(self.run.folder, self.parent, CHECKPOINT))
+        weights = load_tensors(read_trial_file(self.run.folder, self.parent, CHECKPOINT))
         student.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
         return in_floats(student)
 

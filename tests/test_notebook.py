@@ -8,10 +8,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from autocompress.artifacts import CHECKPOINT
 from autocompress.errors import InputError, RunFolderError
 from autocompress.notebook import SearchRun, load_run, search
 from autocompress.testing import ToyTask
+from autocompress.trial_files import CHECKPOINT
 from autocompress.verify import read_claims
 from tests.toy import write_experiment
 
@@ -83,7 +83,7 @@ def test_a_model_is_exported_and_its_lack_of_a_checkpoint_is_said(run: SearchRun
     assert read_claims(folder).trial == best.number
     shutil.copytree(run.folder, tmp_path / "run")
     (tmp_path / "run" / "trials" / f"{best.number:04d}" / CHECKPOINT).unlink()
-    with pytest.raises(RunFolderError, match=f"trial {best.number} has no checkpoint"):
+    with pytest.raises(RunFolderError, match=f"cannot read a file of trial {best.number}: .*{CHECKPOINT}"):
         load_run(tmp_path / "run").best(best.number).model()
     with pytest.raises(InputError, match="no trial 99 in this run"):
         run.best(99)

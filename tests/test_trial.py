@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from autocompress import runtimes
-from autocompress.artifacts import CHECKPOINT
 from autocompress.baseline import Baseline, Data, check_parity, load_baseline, load_data, make_baseline, move_baseline
 from autocompress.distill import Teacher, hint_loss
 from autocompress.errors import ExportError, PolicyError, RunFolderError, TaskError, UnknownNameError
@@ -26,6 +25,7 @@ from autocompress.target import Target
 from autocompress.task import Task
 from autocompress.testing import FailingTask, NanTask, ToyNet, ToyTask
 from autocompress.trial import _first_score, run_trial
+from autocompress.trial_files import CHECKPOINT
 
 NAMES = ("stem", "conv1", "conv2", "head")
 POLICY = Policy(

@@ -23,6 +23,7 @@ from autocompress.credentials import secrets_of
 @click.option("--tracking-uri", help="Where MLflow keeps its runs. [default: sqlite:///<this folder>/mlflow.db]")
 @click.option("--storage", help="Keep the study in this database, e.g. postgresql://HOST/NAME, instead of the run folder.")
 @click.option("--study", help="Its name there; the search joins one that exists. [default: the run folder's name]")
+@click.option("--artifacts", help="Workers keep the files of trials there: a folder of all machines, s3://BUCKET/FOLDER, ...")
 @click.option("--seed", type=int, help="A seed instead of the experiment's.")
 @click.option("--limit", "limits", multiple=True, help="Instead of the experiment's, e.g. 'size <= 100 kB'. May be repeated.")
 @click.option("--target", "targets", multiple=True, help="Where it will run, e.g. openvino-cpu:2threads. May be repeated.")
@@ -45,6 +46,7 @@ def search(
     tracking_uri: str | None,
     storage: str | None,
     study: str | None,
+    artifacts: str | None,
     seed: int | None,
     limits: tuple[str, ...],
     targets: tuple[str, ...],
@@ -59,7 +61,7 @@ def search(
     from autocompress.trackers.mlflow_run import default_uri
 
     folder = run or usual_folder(file)
-    state.log, state.secrets = folder / "autocompress.log", secrets_of(tracking_uri, storage)
+    state.log, state.secrets = folder / "autocompress.log", secrets_of(tracking_uri, storage, artifacts)
     chosen = driver_named(driver, address, concurrency)
     options = Options(
         space=space,
@@ -81,6 +83,7 @@ def search(
             options=options,
             storage=storage,
             study=study,
+            artifacts=artifacts,
             view=view,
         )
     show_front(console, folder, as_json=as_json)
@@ -95,6 +98,7 @@ def search(
 @click.option("--concurrency", type=int, help="At most so many trials at once.")
 @click.option("--tracking-uri", help="Log to another MLflow than before, or to the same with the credentials it needs.")
 @click.option("--storage", help="The database that has the study, with the credentials it needs: they are not kept.")
+@click.option("--artifacts", help="The storage of the trials' files, with the credentials it needs, or where it is now.")
 @click.option("--quiet", is_flag=True, help="No progress, only the front.")
 @json_option("A line of JSON for each finished trial, and one for the front.")
 @click.pass_obj
@@ -109,6 +113,7 @@ def resume(
     concurrency: int | None,
     tracking_uri: str | None,
     storage: str | None,
+    artifacts: str | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -116,11 +121,20 @@ def resume(
     from autocompress.progress import open_view
     from autocompress.run import resume as go_on
 
-    state.log, state.secrets = run / "autocompress.log", secrets_of(tracking_uri, storage)
+    state.log, state.secrets = run / "autocompress.log", secrets_of(tracking_uri, storage, artifacts)
     chosen = driver_named(driver, address, concurrency)
     console = new_console()
     with open_view(console, quiet=quiet, heard=print_json if as_json else None) as view:
-        go_on(run, driver=chosen, trials=trials, minutes=minutes, tracking_uri=tracking_uri, storage=storage, view=view)
+        go_on(
+            run,
+            driver=chosen,
+            trials=trials,
+            minutes=minutes,
+            tracking_uri=tracking_uri,
+            storage=storage,
+            artifacts=artifacts,
+            view=view,
+        )
     show_front(console, run, as_json=as_json)
 
 

@@ -130,6 +130,17 @@ def room(cpus: float, gpus: float, *, remedy: str) -> int:
     return fit
 
 
+def nodes_for(cpus: float) -> dict[str, str]:
+    """The nodes that have CPUs for a trial: their addresses, by their ids."""
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in alive if _fit(node["Resources"], cpus, 0) or not cpus}
+
+
+def has_gpus() -> bool:
+    """True when a node has a GPU."""
+    return "GPU" in ray.cluster_resources()  # type: ignore[no-untyped-call]
+
+
 def lane_resources(target: Target) -> dict[str, float]:
     """Where files of a target are timed: on a node that declares it (`has_device`), on one that declares `latency_lane`,
     else on the head node.

@@ -1,13 +1,15 @@
 """The desk: stands between Tune, which knows trials by ids of its own, and the search, which knows them by number."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autocompress.drivers import Listener
-from autocompress.drivers.endings import overdue, unmeasured
+from autocompress.drivers.endings import out_of_memory, overdue, unmeasured
+from autocompress.drivers.packing import Packing, Slice
 from autocompress.errors import RunFolderError
 from autocompress.layer import Layers
 from autocompress.result import Environment, Rung, Status, TrialResult
@@ -21,13 +23,17 @@ class _Running:
     rungs: list[Rung] = field(default_factory=list)
     environment: Environment | None = None
     announced: bool = False
+    begun: bool = False
     late: bool = False
+    again: bool = False
 
 
 class Desk:
     """Every method takes Tune's id of a trial. When one fails, `failure` says why, and the desk is closed.
 
     `before_blame` is called before a trial is taken for failed: it may wait until that is known to be the trial's own fault.
+    `most` says how many trials with such a slice may run at once. One for which its GPU has too little memory is asked for
+    again, once, with a GPU to itself; meanwhile no other is begun, or there might always be one on every GPU.
     """
 
     def __init__(
@@ -36,10 +42,15 @@ class Desk:
         listener: Listener,
         layers: Layers,
         *,
+        packing: Packing,
+        most: Callable[[Slice], int],
         trial_minutes: float | None = None,
         before_blame: Callable[[], None] = lambda: None,
     ) -> None:
         self._before_blame = before_blame
+        self._packing = packing
+        self._most = most
+        self._again: deque[_Running] = deque()
         self._trial_minutes = trial_minutes
         self._search = search
         self._listener = listener
@@ -51,26 +62,39 @@ class Desk:
     @property
     def waiting(self) -> bool:
         """True when trials under way may yet change what is asked for next."""
-        return bool(self._running) and not self.closed
+        return bool(self._running or self._again) and not self.closed
 
     def ask(self, trial_id: str) -> dict[str, Any] | None:
         """A trial to start, see `Trainer`; None when there is none now, or no more: see `waiting`."""
         with self._guarded():
-            asked = None if self.closed else self._search.ask()
-            if asked is not None:
-                self._running[trial_id] = _Running(asked)
+            running = None if self.closed else self._next()
+            if running is not None:
+                self._running[trial_id] = running
+                asked, part = running.asked, self._packing.alone if running.again else self._packing.next
                 return {
                     "number": asked.number,
                     "policy": asked.policy.to_json(),
                     "seed": asked.seed,
                     "refit_of": asked.refit_of,
                     "checkpoint_sha256": asked.checkpoint_sha256,
+                    "gpus": part.gpus,
+                    "gpu_cap": part.cap,
                 }
         return None
 
+    def _next(self) -> _Running | None:
+        if any(running.again and not running.begun for running in self._running.values()):
+            return None
+        if self._again:
+            return self._again.popleft()
+        if len(self._running) >= (1 if self._packing.probing else self._most(self._packing.next)):
+            return None
+        asked = self._search.ask()
+        return None if asked is None else _Running(asked)
+
     def started(self, trial_id: str) -> None:
         with self._guarded():
-            self._running[trial_id].late = False
+            self._running[trial_id].begun, self._running[trial_id].late = True, False
             self._announce(self._running[trial_id])
 
     def rung(self, trial_id: str, reported: dict[str, Any]) -> bool:
@@ -95,8 +119,14 @@ class Desk:
             if "error" in reported:
                 self._finish(trial_id, self._unmeasured(trial_id, Status.FAILED, reported["error"]))
             elif "result" in reported:
+                running = self._running[trial_id]
                 result = TrialResult.from_json(reported["result"], source="a worker's result")
-                self._finish(trial_id, result.model_copy(update={"refit_of": self._running[trial_id].asked.refit_of}))
+                result = result.model_copy(update={"refit_of": running.asked.refit_of})
+                if result.out_of_memory and not running.again:
+                    self._again.append(replace(self._running.pop(trial_id), again=True, begun=False))
+                else:
+                    self._packing.learn(result)
+                    self._finish(trial_id, out_of_memory(result) if result.out_of_memory else result)
 
     def ended(self, trial_id: str) -> None:
         """A trial that has given no result until now was stopped on purpose."""

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
-from autocompress.artifacts import as_written
-from autocompress.errors import TrialError
 from autocompress.layer import Layers
 from autocompress.result import Environment, Rung, Status, TrialResult
 
@@ -25,16 +23,9 @@ def overdue(minutes: float) -> str:
     return f"took longer than {minutes:g} minutes (trial_minutes of the experiment)"
 
 
-def found(checkpoint: bytes | None, number: int, sha256: str | None) -> bytes:
-    """The checkpoint of trial `number`. Raises `TrialError` when there is none, or another than was written."""
-    if checkpoint is None:
-        raise TrialError(f"the checkpoint of trial {number} is gone from the run folder; it cannot be trained further")
-    if not as_written(checkpoint, sha256):
-        raise TrialError(
-            f"the checkpoint of trial {number} is damaged: its {len(checkpoint):,} bytes are not those written; "
-            "it cannot be trained further"
-        )
-    return checkpoint
+def out_of_memory(result: TrialResult) -> TrialResult:
+    """The result of a trial for which the memory of a GPU was too little twice, the second time with nobody beside it."""
+    return result.model_copy(update={"error": f"{result.error} (tried again alone on a GPU)"})
 
 
 def unmeasured(

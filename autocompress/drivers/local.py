@@ -4,16 +4,17 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
-from autocompress.artifacts import CHECKPOINT
+from autocompress.artifacts import InStorage
 from autocompress.drivers import Job, Listener, Site
 from autocompress.drivers.alarm import Alarm
-from autocompress.drivers.endings import found, one_line, unmeasured
+from autocompress.drivers.endings import one_line, out_of_memory, unmeasured
 from autocompress.drivers.interrupt import INTERRUPTED, on_interrupt
-from autocompress.errors import AutocompressError, TaskError, TrialError
-from autocompress.folder import RunFolder, write_whole
+from autocompress.errors import AutocompressError, StorageError, TaskError, TrialError
+from autocompress.folder import write_whole
 from autocompress.measure import Places, here
 from autocompress.option import Option
 from autocompress.profile import profile
@@ -22,6 +23,7 @@ from autocompress.search import Asked, Search
 from autocompress.sensitivity import divergences_of
 from autocompress.tables import CostTable
 from autocompress.trial import Progress, run_trial
+from autocompress.trial_files import checkpoint_of
 
 # Beside the files of a trial while it runs: how often it was begun.
 _BEGUN = "begun"
@@ -78,6 +80,8 @@ def _result(asked: Asked, search: Search, job: Job, listener: Listener, deaths: 
     alarm, reached, started = Alarm(job.experiment.trial_minutes), list[Rung](), time.time()
 
     def progress(rung: Rung) -> bool:
+        if reached and rung.step <= reached[-1].step:  # it was begun again, and went on here before
+            return True
         reached.append(rung)
         with alarm.paused():
             listener.rung(asked.number, rung)
@@ -86,9 +90,13 @@ def _result(asked: Asked, search: Search, job: Job, listener: Listener, deaths: 
     try:
         if deaths > job.experiment.retries:
             raise TrialError(f"the process died {deaths} times in this trial; with --driver tune only a worker would")
-        checkpoint = None if asked.refit_of is None else _checkpoint(asked, asked.refit_of, job.folder)
         with alarm.running():
-            return _run(asked, job, progress, checkpoint)
+            result = _kept(asked, job, progress)
+            if not result.out_of_memory:
+                return result
+            # What the first had taken of the GPU is given back when the second begins.
+            result = _kept(asked, job, progress)
+            return out_of_memory(result) if result.out_of_memory else result
     except TrialError as failure:
         error = str(failure)
     except SystemExit as end:  # of the user's code: SIGTERM raises another
@@ -98,7 +106,28 @@ def _result(asked: Asked, search: Search, job: Job, listener: Listener, deaths: 
     return unmeasured(asked, job.baseline.layers, Status.FAILED, started=started, error=error, rungs=reached)
 
 
-def _run(asked: Asked, job: Job, progress: Progress, checkpoint: bytes | None) -> TrialResult:
+def _kept(asked: Asked, job: Job, progress: Progress) -> TrialResult:
+    """The result of a trial whose files are where the run keeps them. Raises `StorageError` when that fails again and again."""
+    artifacts = job.folder.artifacts
+    if not isinstance(artifacts, InStorage):
+        return _run(asked, job, progress, job.folder.trial(asked.number))
+    for left in reversed(range(1 + job.experiment.retries)):
+        try:
+            with TemporaryDirectory(prefix="autocompress-trial-") as scratch:
+                result = _run(asked, job, progress, Path(scratch))
+                if files := {path.name: path.read_bytes() for path in Path(scratch).iterdir()}:
+                    artifacts.keep(asked.number, files)
+                return result
+        except StorageError:
+            if not left:
+                raise
+    raise AssertionError
+
+
+def _run(asked: Asked, job: Job, progress: Progress, folder: Path) -> TrialResult:
+    checkpoint = None
+    if asked.refit_of is not None:
+        checkpoint = checkpoint_of(job.folder.artifacts, asked.refit_of, asked.checkpoint_sha256)
     return run_trial(
         asked.policy,
         job.experiment.task,
@@ -108,17 +137,12 @@ def _run(asked: Asked, job: Job, progress: Progress, checkpoint: bytes | None) -
         data=job.data,
         number=asked.number,
         seed=asked.seed,
-        folder=job.folder.trial(asked.number),
+        folder=folder,
         rungs=job.experiment.rungs,
         screened=job.experiment.halving is not None and asked.refit_of is None,
         checkpoint=checkpoint,
         refit_of=asked.refit_of,
     )
-
-
-def _checkpoint(asked: Asked, number: int, folder: RunFolder) -> bytes:
-    file = folder.trial(number) / CHECKPOINT
-    return found(file.read_bytes() if file.is_file() else None, number, asked.checkpoint_sha256)
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from autocompress.drivers.cluster import lane_resources
 from autocompress.drivers.supplies import Supplies
 from autocompress.drivers.timing import reason
 from autocompress.errors import AutocompressError, InputError, TaskError
-from autocompress.experiment import Experiment
 from autocompress.option import Option
 from autocompress.profile import profile
 from autocompress.sensitivity import divergences_of
@@ -38,14 +37,15 @@ class Scorer:
 
 
 def spread_divergences(
-    options: Sequence[Option], experiment: Experiment, supplies: Supplies, workers: int
+    options: Sequence[Option], supplies: Supplies, workers: int, *, cpus: float, gpus: float
 ) -> Iterator[tuple[Option, float | None, float]]:
-    """See `Driver.divergences`. A worker that dies is replaced; one that dies twice of the same options ends it all."""
+    """See `Driver.divergences`; a worker has `cpus` and `gpus`.
+
+    A worker that dies is replaced; one that dies twice of the same options ends it all.
+    """
     chunks = _chunks(options)
     given = [ray.put(supplies)]
-    scorer: Any = ray.remote(Scorer).options(
-        num_cpus=experiment.cpus_per_trial, num_gpus=experiment.gpus_per_trial, max_restarts=-1, max_task_retries=1
-    )
+    scorer: Any = ray.remote(Scorer).options(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=1)
     busy: dict[Any, Any] = {}
     try:
         while chunks and len(busy) < workers:

@@ -12,16 +12,17 @@ from typing import Any, cast
 import ray
 from ray import tune
 
-from autocompress.artifacts import CHECKPOINT
-from autocompress.drivers.endings import found
+from autocompress import gpu
+from autocompress.artifacts import InStorage
 from autocompress.drivers.supplies import Supplies
 from autocompress.drivers.timing import places_of
-from autocompress.errors import TrialError
+from autocompress.errors import StorageError, TrialError
 from autocompress.policy import Policy
 from autocompress.result import Rung, TrialResult
 from autocompress.runtimes.machine import environment
 from autocompress.target import Target
 from autocompress.trial import trial_rungs
+from autocompress.trial_files import CHECKPOINT, checked_checkpoint, checkpoint_of
 
 _SHELF_SECONDS = 300.0
 
@@ -30,15 +31,17 @@ class Trainer(tune.Trainable):
     """One call of `step` takes the trial to its next rung.
 
     A trial is `{"shelf": name of the actor, "number": int, "policy": JSON, "seed": int, "refit_of": int | None,
-    "checkpoint_sha256": str | None}`. A step gives `{"rung": JSON}`, at the first rung with the `"environment"` (JSON). The
-    last one gives `{"result": JSON, "done": True}`, when the trial's files are already on the shelf, or, when the trial could
-    not even begin, `{"error": one line, "done": True}`, or, when its files cannot be kept, `{"unkept": one line, "done":
-    True}`.
+    "checkpoint_sha256": str | None, "gpus": float, "gpu_cap": float}`, the last two a `packing.Slice`. A step gives `{"rung":
+    JSON}`, at the first rung with the `"environment"` (JSON). The last one gives `{"result": JSON, "done": True}`, when the
+    trial's files are already on the shelf or in the storage of the run, or, when the trial could not even begin, `{"error":
+    one line, "done": True}`, or, when the run folder does not take its files, `{"unkept": one line, "done": True}`. Raises
+    `StorageError` when the storage does not take or give files.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
         self._shelf = cast(Any, ray.get_actor(config["shelf"]))
         equipment = _answer(self._shelf.equip.remote())
+        self._artifacts: InStorage | None = equipment["artifacts"]
         self._supplies: Supplies = _answer(equipment["supplies"])
         self._places = places_of(self._supplies.baseline.target, equipment["lanes"], equipment["baseline_files"])
         self._supplies.take_place()
@@ -54,13 +57,16 @@ class Trainer(tune.Trainable):
             rung = next(self._rungs)
         except StopIteration as end:
             result: TrialResult = end.value
+        except StorageError:  # Tune begins the trial again
+            raise
         except TrialError as error:
             return {"error": str(error), "done": True}
         else:
             return {"rung": rung.to_json(), **({"environment": self._environment} if rung.step == 0 else {})}
         files = {path.name: path.read_bytes() for path in self._folder.iterdir()} if self._folder.is_dir() else {}
-        problem = _answer(self._shelf.keep.remote(result.number, files))
-        if problem is not None:
+        if self._artifacts is not None:
+            self._artifacts.keep(result.number, files)
+        elif (problem := _answer(self._shelf.keep.remote(result.number, files))) is not None:
             return {"unkept": problem, "done": True}
         return {"result": result.to_json(), "done": True}
 
@@ -70,6 +76,7 @@ class Trainer(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._folder = Path(self.logdir) / "files"
+        gpu.cap(config["gpu_cap"])
         self._rungs = self._carry_out(config)
 
     # A generator, so that whatever fails does so in a step: there Tune tells what, and tries again.
@@ -94,7 +101,9 @@ class Trainer(tune.Trainable):
     def _checkpoint_of(self, number: int | None, sha256: str | None) -> bytes | None:
         if number is None:
             return None
-        return found(_answer(self._shelf.give.remote(number, CHECKPOINT)), number, sha256)
+        if self._artifacts is not None:
+            return checkpoint_of(self._artifacts, number, sha256)
+        return checked_checkpoint(_answer(self._shelf.give.remote(number, CHECKPOINT)), number, sha256)
 
     @cached_property
     def _environment(self) -> str:

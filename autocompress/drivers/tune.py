@@ -3,9 +3,10 @@
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,13 +19,16 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from autocompress.artifacts import InStorage
 from autocompress.drivers import Job, Listener, Site
-from autocompress.drivers.cluster import check_answers, ray_cluster, room
+from autocompress.drivers.cluster import check_answers, has_gpus, nodes_for, ray_cluster, room
 from autocompress.drivers.desk import Desk
 from autocompress.drivers.interrupt import INTERRUPTED, on_interrupt
 from autocompress.drivers.lost import waiting_for_ray
 from autocompress.drivers.measuring import costs_in_lane, spread_divergences
+from autocompress.drivers.packing import Packing
 from autocompress.drivers.shelf import Shelf
+from autocompress.drivers.storage import check_reached
 from autocompress.drivers.supplies import Supplies
 from autocompress.drivers.timing import lanes, places_of, reason
 from autocompress.drivers.trainer import Trainer
@@ -32,6 +36,7 @@ from autocompress.errors import InputError
 from autocompress.experiment import Experiment
 from autocompress.measure import Places, here
 from autocompress.option import Option
+from autocompress.result import TrialResult
 from autocompress.search import Search
 from autocompress.tables import CostTable
 
@@ -76,8 +81,9 @@ class TuneDriver:
     def divergences(self, options: Sequence[Option], job: Job) -> Iterator[tuple[Option, float | None, float]]:
         """See `Driver.divergences`. Raises `InputError` when a function of the task fails or workers die again and again."""
         with self._ray(job) as there:
-            workers = self._concurrency(job.experiment)
-            yield from spread_divergences(options, job.experiment, Supplies.of(job, there), workers)
+            cpus, gpus = job.experiment.cpus_per_trial, self._packing(job.experiment).next.gpus
+            workers = self._concurrency(job.experiment, gpus)
+            yield from spread_divergences(options, Supplies.of(job, there), workers, cpus=cpus, gpus=gpus)
 
     def costs(self, job: Job, policies: int) -> CostTable:
         """See `Driver.costs`. Raises `InputError` when a function of the task fails or the worker dies twice."""
@@ -88,12 +94,13 @@ class TuneDriver:
         """See `Driver.run`. Raises `UnreachableError`, and `ExperimentError` when no node is large enough for a trial."""
         try:
             with self._ray(job) as there:
-                concurrency = self._concurrency(job.experiment)
-                minutes, blame = job.experiment.trial_minutes, waiting_for_ray()
-                desk = Desk(search, listener, job.baseline.layers, trial_minutes=minutes, before_blame=blame)
+                blame = waiting_for_ray()
+                desk, most = self._desk(search, job, listener, before_blame=blame)
                 try:
+                    if self.address is not None and isinstance(job.folder.artifacts, InStorage):
+                        check_reached(job.folder.artifacts, by=nodes_for(job.experiment.cpus_per_trial))
                     with _equipped(job, there, joined=self.address is not None) as shelf:
-                        _fit(desk, job.experiment, concurrency, shelf)
+                        _fit(desk, job.experiment, most, shelf)
                 except Exception:
                     blame()
                     raise
@@ -102,23 +109,50 @@ class TuneDriver:
         except KeyboardInterrupt:
             search.stop(search.reason or INTERRUPTED)
 
+    def _desk(self, search: Search, job: Job, listener: Listener, *, before_blame: Callable[[], None]) -> tuple[Desk, int]:
+        """The desk, and how many trials there may ever be at once."""
+        experiment, limit = job.experiment, job.experiment.trial_minutes
+        packing = self._packing(experiment, search.results)
+        most = cache(lambda part: self._concurrency(experiment, part.gpus))
+        ever = most(packing.next)  # raises, before anything runs, when there is no room
+        if experiment.gpus_per_trial == "auto":  # as far as CPUs reach; how many share a GPU is not known yet
+            ever = max(ever, self._concurrency(experiment, 0.0))
+        desk = Desk(
+            search,
+            listener,
+            job.baseline.layers,
+            packing=packing,
+            most=most,
+            trial_minutes=limit,
+            before_blame=before_blame,
+        )
+        return desk, ever
+
+    def _packing(self, experiment: Experiment, results: Sequence[TrialResult] = ()) -> Packing:
+        grows = self.address is not None and self.concurrency is not None
+        return Packing(experiment.gpus_per_trial, there=grows or has_gpus(), results=results)
+
     def _ray(self, site: Site) -> AbstractContextManager[Path]:
         file = site.experiment_file.resolve()
         return ray_cluster(self.address, threads=site.threads, experiment_file=file, run=site.folder)
 
-    def _concurrency(self, experiment: Experiment) -> int:
+    def _concurrency(self, experiment: Experiment, gpus: float) -> int:
         joined = self.address is not None
         if self.concurrency is not None and joined:
             return self.concurrency  # nodes that an autoscaler may yet add are not known here
         remedy = "change cpus_per_trial or gpus_per_trial"
         if joined:
             remedy += ", or, on a cluster that grows by itself, say how many trials may run at once (--concurrency)"
-        fit = room(experiment.cpus_per_trial, experiment.gpus_per_trial, remedy=remedy)
+        fit = room(experiment.cpus_per_trial, gpus, remedy=remedy)
         return min(fit, self.concurrency or fit)
 
 
 def _fit(desk: Desk, experiment: Experiment, concurrency: int, shelf: str) -> None:
-    resources = {"cpu": experiment.cpus_per_trial, "gpu": experiment.gpus_per_trial}
+    cpus = experiment.cpus_per_trial  # alone: what the function refers to travels with it
+
+    def resources(trial: dict[str, Any]) -> tune.PlacementGroupFactory:
+        return tune.PlacementGroupFactory([{"CPU": cpus, "GPU": trial["gpus"]}])
+
     limiting = [] if experiment.trial_minutes is None else [_Limiting(desk, 60 * experiment.trial_minutes)]
     with tempfile.TemporaryDirectory(prefix="autocompress-tune-") as storage, on_interrupt(desk.interrupt):
         tune.Tuner(
@@ -250,6 +284,7 @@ def _equipped(job: Job, experiment_file: Path, *, joined: bool) -> Iterator[str]
             "supplies": ray.put(Supplies.of(job, experiment_file)),
             "baseline_files": {runtime: ray.put(file) for runtime, file in job.baseline.files.items()},
             "lanes": actors,
+            "artifacts": artifacts if isinstance(artifacts := job.folder.artifacts, InStorage) else None,
         }
         shelf: Any = shelves.remote(str(job.folder.path), equipment)
         try:

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 
 import mlflow.onnx
 import numpy as np
@@ -37,8 +38,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 from mlflow.utils import mlflow_tags
 
-from autocompress.artifacts import read_artifact
-from autocompress.errors import InputError, RunFolderError
+from autocompress.errors import InputError
 from autocompress.folder import RunFolder
 from autocompress.front import ParetoFront
 from autocompress.layer import Layers
@@ -49,6 +49,7 @@ from autocompress.trackers.mlflow_note import note
 from autocompress.trackers.mlflow_run import MlflowRun, sqlite_file
 from autocompress.trackers.mlflow_tables import evidence_files, log_sensitivity
 from autocompress.trackers.mlflow_trial import final_metrics, policy_params, rung_metrics, safe, trial_tags
+from autocompress.trial_files import read_trial_file
 
 CHAMPION = "champion"
 
@@ -239,13 +240,11 @@ def promote_model(store: Store, folder: RunFolder, result: TrialResult, alias: s
     Returns the name it is registered under, its version, and the version that had the alias before, None when none had.
     Raises `InputError` when there is no model that MLflow could load, or its file is gone or damaged, and what MLflow raises.
     """
-    file = folder.path / (result.model or "")
-    if not file.is_file():
-        raise RunFolderError(f"the exported file of trial {result.number} is gone from the run folder: {file}")
-    read_artifact(folder, result, file.name)  # what may have been logged before, too, is not what is here
+    name = Path(result.model or "").name
+    read_trial_file(folder, result, name)  # what may have been logged before, too, is not what is here
     model_id = _log_model(store, folder, result, store.children[result.number].run_id)
     if model_id is None:
-        raise InputError(f"MLflow cannot load {file.name} as a model, so trial {result.number} cannot be registered")
+        raise InputError(f"MLflow cannot load {name} as a model, so trial {result.number} cannot be registered")
     name, version = _registered(store, result, model_id)
     aliases = {known: int(number) for known, number in store.client.get_registered_model(name).aliases.items()}
     if aliases.get(alias) != version:
@@ -288,17 +287,17 @@ def _log_model(store: Store, folder: RunFolder, member: TrialResult, run_id: str
         else:
             client.delete_logged_model(found.model_id)
     if model_id is None:
-        file = folder.path / (member.model or "")
-        if not file.is_file():
-            _log.warning("trial %d has no exported file %s; its model is not logged", member.number, file)
-            return None
+        name = Path(member.model or "").name
         try:
-            content = read_artifact(folder, member, file.name)
-        except RunFolderError as error:
+            content = read_trial_file(folder, member, name)
+        except InputError as error:
             _log.warning("%s; its model is not logged", error)
             return None
-        if file.suffix != ".onnx":  # MLflow has no flavour that loads it without autocompress
-            client.log_artifact(run_id, str(file), "model")
+        if not name.endswith(".onnx"):  # MLflow has no flavour that loads it without autocompress
+            with tempfile.TemporaryDirectory() as scratch:
+                file = Path(scratch, name)
+                file.write_bytes(content)
+                client.log_artifact(run_id, str(file), "model")
             return None
         model_id = _upload_model(store, content, member, run_id)
     outputs = client.get_run(run_id).outputs

@@ -7,7 +7,6 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from autocompress.artifacts import CHECKPOINT
 from autocompress.baseline import Baseline, Data
 from autocompress.drivers import Driver
 from autocompress.drivers.local import LocalDriver
@@ -15,6 +14,7 @@ from autocompress.drivers.tune import TuneDriver
 from autocompress.result import Status, TrialResult
 from autocompress.search import Search
 from autocompress.study import STUDY_NAME, open_journal
+from autocompress.trial_files import CHECKPOINT
 from tests.drivers.searching import Ear, experiment_file, reached, search_of
 
 _NOTING = """

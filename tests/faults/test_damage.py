@@ -11,7 +11,6 @@ import pytest
 from mlflow import MlflowClient
 from safetensors.numpy import save
 
-from autocompress.artifacts import CHECKPOINT
 from autocompress.drivers.local import LocalDriver
 from autocompress.errors import RunFolderError, TrialError
 from autocompress.export import export
@@ -27,6 +26,7 @@ from autocompress.testing import ToyNet
 from autocompress.trackers.mlflow import promote, sync
 from autocompress.trackers.mlflow_run import MlflowRun
 from autocompress.trial import _restore
+from autocompress.trial_files import CHECKPOINT
 from autocompress.verify import verify
 from tests.toy import copy_run
 

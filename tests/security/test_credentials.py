@@ -36,6 +36,12 @@ TOKEN, PASSWORD = "Tok-en-of-the-server", "Pass-w0rd-of-mlflow"
         ("postgresql:///db?host=/run/pg&user=me&password=more", "postgresql:///db?host=/run/pg", {"more"}),
         ("https://s3/b/k?X-Amz-Signature=abcdef&X-Amz-Credential=AKIA%2F1#part", "https://s3/b/k", {"abcdef", "AKIA/1"}),
         ("https://blob/c?sv=1&sig=abc%3D", "https://blob/c", {"abc%3D", "abc="}),
+        (
+            "s3://AKIA:a%2Fb%2Bc@bucket/x?region=eu-1&scheme=http",
+            "s3://bucket/x?region=eu-1&scheme=http",
+            {"a%2Fb%2Bc", "a/b+c"},
+        ),
+        ("abfs://models:a%2Fb%3D@account.dfs.core.windows.net/x", "abfs://models@account.dfs.core.windows.net/x", {"a/b="}),
         ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db", set()),
         ("http://host:5000", "http://host:5000", set()),
         ("no uri", "no uri", set()),
@@ -50,7 +56,12 @@ def test_what_of_a_uri_is_shown(uri: str, shown: str | None, secrets: set[str]) 
 
 
 def test_what_is_shown_can_be_used_again_where_it_had_no_secret() -> None:
-    for uri in ("postgresql://host:5/db?sslmode=require&connect_timeout=3", "http://host:5000/prefix", "sqlite:///a.db"):
+    for uri in (
+        "postgresql://host:5/db?sslmode=require&connect_timeout=3",
+        "http://host:5000/prefix",
+        "sqlite:///a.db",
+        "abfs://box@host/x",
+    ):
         assert public_uri(uri) == uri
         assert secrets_of(uri) == ()
 
@@ -174,3 +185,75 @@ def test_what_was_not_kept_is_given_again_or_comes_from_the_environment(
     monkeypatch.setenv("PGPASSWORD", postgres.password)
     assert call("resume", run, "--trials", "2", *common) == 0
     assert len(RunFolder(run).results()) == 2
+
+
+def test_a_storage_that_refuses_is_told_without_its_credentials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments: list[str | Path] = [
+        "search",
+        write_experiment(tmp_path),
+        "--run",
+        tmp_path / "run",
+        "--driver",
+        "local",
+        "--artifacts",
+    ]
+    with refusing() as (port, seen):
+        where = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=eu-1"
+        assert call(*arguments, f"s3://{TOKEN}:{PASSWORD}@bucket/x?{where}") == 2
+    assert any(TOKEN in request for request in seen), "it was asked, with the key"
+    told = capsys.readouterr().err
+    assert told.startswith("error: cannot write to s3://bucket/x/run-")
+    assert told.count("\n") == 1
+    assert PASSWORD not in told
+    assert files_with(tmp_path, PASSWORD, TOKEN) == []
+    assert not (tmp_path / "run").exists()
+
+
+# A storage of fsspec's that asks for a password, which only comes in its URL.
+_VAULT = """
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+
+class Vault(LocalFileSystem):
+    protocol = "vault"
+
+    def __init__(self, password="", **options):
+        super().__init__(auto_mkdir=True, **options)
+        if password != {password!r}:
+            raise PermissionError(f"{{password}} is not the password")
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return {folder!r} + "/" + path.rpartition("@")[2].rpartition("//")[2].removeprefix({folder!r})
+
+    @staticmethod
+    def _get_kwargs_from_urls(url):
+        return {{"password": url.rpartition("@")[0].rpartition(":")[2]}}
+
+
+fsspec.register_implementation("vault", Vault, clobber=True)
+"""
+
+
+def test_a_storage_with_a_password_is_used_and_keeps_and_shows_none(tmp_path: Path) -> None:
+    folder, log = tmp_path / "all", tmp_path / "all/terminal.log"
+    vault = _VAULT.format(password=PASSWORD, folder=str(tmp_path / "vault"))
+    write_experiment(folder, classes="import vault", trials=2)
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside/vault.py").write_text(vault)  # it has the password, as the machine's own settings might
+    (folder / "toy.py").write_text(
+        f"import sys\nsys.path.append({str(tmp_path / 'beside')!r})\n" + (folder / "toy.py").read_text()
+    )
+    uri, run = f"sqlite:///{folder}/mlflow.db", folder / "run"
+    common = ["--driver", "local", "--tracking-uri", uri]
+    url = f"vault://me:{PASSWORD}@store"
+    assert ended(begin(command, log, "--debug", "search", folder / "toy.py", "--run", run, "--artifacts", url, *common)) == 0
+    assert len(list((tmp_path / "vault/store").glob("run-*/trials/*/model.onnx"))) == 2
+    assert ended(begin(command, log, "--debug", "resume", run, "--trials", "3", *common)) == 2
+    assert "give --artifacts again if it needs credentials" in log.read_text()
+    assert ended(begin(command, log, "resume", run, "--trials", "3", "--artifacts", url, *common)) == 0
+    assert len(list((tmp_path / "vault/store").glob("run-*/trials/*/model.onnx"))) == 3
+    assert "vault://store" in (run / "run.json").read_text()
+    assert files_with(folder, PASSWORD) == []
+    assert files_with(tmp_path / "vault", PASSWORD) == []

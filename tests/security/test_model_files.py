@@ -15,7 +15,6 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from autocompress.artifacts import sha256_of
 from autocompress.errors import ExportError, InputError
 from autocompress.export import export
 from autocompress.opened import open_run
@@ -25,6 +24,7 @@ from autocompress.runtimes.onnx_file import check_alone
 from autocompress.runtimes.pt2_file import check_plain
 from autocompress.target import Target
 from autocompress.testing import _InOrder, _pictures, _words, toy_student
+from autocompress.trial_files import sha256_of
 from autocompress.verify import verify
 from tests.security.bombs import pickled, saved_by_torch
 from tests.toy import copy_run

@@ -560,7 +560,7 @@ def test_a_member_whose_file_is_gone_costs_only_its_model(
     _, nested = runs_of(client)
     models = client.search_logged_models([nested[0].info.experiment_id])
     assert {model.name for model in models} == {"trial-0000", "trial-0001"}
-    assert "trial 4 has no exported file" in caplog.text
+    assert "cannot read a file of trial 4: " in caplog.text
 
 
 def test_a_deleted_experiment_is_restored(folder: RunFolder, uri: str) -> None:

@@ -85,7 +85,7 @@ def _answers(family: socket.AddressFamily, address: str | tuple[str, int]) -> bo
         probe.settimeout(_ANSWER_SECONDS)
         try:
             probe.connect(address)
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):  # a full queue of a local socket is the latter
             return family == socket.AF_UNIX  # it is there, and busy
         except OSError:
             return False

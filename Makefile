@@ -16,10 +16,11 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	# The zoo of models times nothing: it runs beside the rest.
-	nice -n 19 $(BIN)/pytest tests/models >$(VENV)/models.log 2>&1 & zoo=$$!; \
-	$(BIN)/pytest --ignore tests/models; rest=$$?; \
-	wait $$zoo; zoo=$$?; cat $(VENV)/models.log; exit $$((rest + zoo))
+	# The zoo of models and what starts Ray nodes run beside the rest: two processes for two cores.
+	(nice -n 19 $(BIN)/pytest tests/models; zoo=$$?; $(BIN)/pytest tests/drivers; exit $$((zoo + $$?))) \
+		>$(VENV)/beside.log 2>&1 & beside=$$!; \
+	$(BIN)/pytest --ignore tests/models --ignore tests/drivers; rest=$$?; \
+	wait $$beside; beside=$$?; cat $(VENV)/beside.log; exit $$((rest + beside))
 
 # The variable keeps a notice about MkDocs 2, which is not used here, out of what is printed.
 docs: install

@@ -11,6 +11,7 @@ from autocompress.front import ParetoFront, Pick, Spread, TestScore, missed
 from autocompress.layer import Layers
 from autocompress.objective import Limit, base_of
 from autocompress.result import Status, TrialResult
+from autocompress.words import percent
 
 # Columns of the table that hold a metric under its own name, in this order.
 _METRICS = ("size_bytes", "download_bytes", "latency_ms", "accuracy", "macs", "params")
@@ -105,7 +106,7 @@ def show(metric: str, value: float, baseline: dict[str, float]) -> str:
     if metric.endswith("_ms"):
         return f"{f'{value:#.3g}'.rstrip('.')} ms"
     if metric == "accuracy":
-        return f"{value:.1%}" if is_share(baseline) else f"{value:.4g}"
+        return percent(value) if is_share(baseline) else f"{value:.4g}"
     if metric in ("macs", "params"):
         return f"{value / 1e6:.3g} M"
     return f"{value:.4g}"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from autocompress.front import ParetoFront, Spread
 from autocompress.result import TrialResult
+from autocompress.words import percent
 
 _ROWS_IN_NOTE = 25
 
@@ -70,7 +71,7 @@ def _further(metrics: Mapping[str, float], front: ParetoFront) -> list[str]:
 
 def _score(value: float, baseline: dict[str, float]) -> str:
     """In percent, unless the task's score is no share."""
-    return f"{value:.1%}" if 0 <= baseline["accuracy"] <= 1 else f"{value:.4g}"
+    return percent(value) if 0 <= baseline["accuracy"] <= 1 else f"{value:.4g}"
 
 
 def _spread(spread: Spread, baseline: dict[str, float]) -> str:

@@ -269,6 +269,7 @@ def test_a_front_with_members_needs_no_excuse() -> None:
         ("latency_ms", 1.25, "1.25 ms"),
         ("latency_ms", 123.4, "123 ms"),
         ("accuracy", 0.975, "97.5%"),
+        ("accuracy", 0.9825, "98.3%"),  # as browsers round
         ("params", 270_000, "0.27 M"),
         ("recall", 0.91234, "0.9123"),
     ],

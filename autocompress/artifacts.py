@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from autocompress.credentials import cleaned, public_uri, secrets_of
+from autocompress.credentials import first_line, public_uri
 from autocompress.errors import InputError, StorageError, UnreachableError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class InFolder:
         return Path(self.where(number, name)).read_bytes()
 
     def where(self, number: int, name: str) -> str:
-        return str(self.run / _folder(number) / name)
+        return str(self.run / trial_folder(number) / name)
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,11 @@ class InStorage:
         """Stores the files of a trial, by name, in place of those that were there. Raises `StorageError`."""
         self.check()
         for name, content in files.items():
-            self._write(posixpath.join(_folder(number), name), content)
+            self._write(posixpath.join(trial_folder(number), name), content)
 
     def read(self, number: int, name: str) -> bytes:
         try:
-            return self._read(posixpath.join(_folder(number), name))
+            return self._read(posixpath.join(trial_folder(number), name))
         except FileNotFoundError:
             try:
                 self.check()
@@ -104,7 +104,7 @@ class InStorage:
             raise
 
     def where(self, number: int, name: str) -> str:
-        return posixpath.join(self.shown, _folder(number), name)
+        return posixpath.join(self.shown, trial_folder(number), name)
 
     @property
     def shown(self) -> str:
@@ -130,7 +130,7 @@ class InStorage:
             if draft != path:
                 system.move(draft, path)
         except Exception as error:  # noqa: BLE001  # each storage has errors of its own
-            raise StorageError(f"cannot write to {self.shown}: {_reason(error, self.url)}") from None
+            raise StorageError(f"cannot write to {self.shown}: {first_line(error, self.url)}") from None
 
     def _read(self, name: str) -> bytes:
         try:
@@ -143,7 +143,7 @@ class InStorage:
             raise FileNotFoundError(errno.ENOENT, "no such file", where) from None
         except Exception as error:  # noqa: BLE001  # as above
             where = posixpath.join(self.shown, name)
-            raise OSError(errno.EREMOTEIO, _reason(error, self.url), where) from None
+            raise OSError(errno.EREMOTEIO, first_line(error, self.url), where) from None
 
 
 def check(artifacts: InStorage) -> None:
@@ -159,17 +159,17 @@ def _opened(url: str) -> "tuple[FileSystem, str]":
     try:
         return FileSystem.from_uri(url)  # type: ignore[no-any-return]
     except OSError as error:
-        raise UnreachableError(f"cannot reach {shown}: {_reason(error, url)}") from None
+        raise UnreachableError(f"cannot reach {shown}: {first_line(error, url)}") from None
     except Exception as error:  # noqa: BLE001  # another library may know it
         if "Unrecognized filesystem type" not in str(error):
-            raise InputError(f"{shown} is no storage for files: {_reason(error, url)}; {_LIKE}") from None
+            raise InputError(f"{shown} is no storage for files: {first_line(error, url)}; {_LIKE}") from None
     try:
         from fsspec.core import url_to_fs
 
         system, path = url_to_fs(url)
         return PyFileSystem(FSSpecHandler(system)), path
     except Exception as error:  # noqa: BLE001  # as above
-        raise InputError(f"{shown} is no storage for files: {_reason(error, url)}; {_LIKE}") from None
+        raise InputError(f"{shown} is no storage for files: {first_line(error, url)}; {_LIKE}") from None
 
 
 def absolute(url: str) -> str:
@@ -179,14 +179,10 @@ def absolute(url: str) -> str:
     return url if "://" in url else str(Path(url).resolve())
 
 
-def _folder(number: int) -> str:
+def trial_folder(number: int) -> str:
+    """Where the files of a trial are, below the run folder or its part of the storage."""
     return f"trials/{number:04d}"
 
 
 def _before_query(uri: str) -> str:
     return uri.partition("?")[0] if "://" in uri else uri
-
-
-def _reason(error: BaseException, url: str) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return cleaned(lines[0], *secrets_of(url))

@@ -57,6 +57,12 @@ def public_uri(uri: str) -> str:
     return f"{scheme}://{path}{'?' if kept else ''}{'&'.join(kept)}"
 
 
+def first_line(error: BaseException, *uris: str | None) -> str:
+    """What an error says, or what it is, in one line without the credentials of `uris`."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return cleaned(lines[0], *secrets_of(*uris))
+
+
 def secrets_of(*uris: str | None) -> tuple[str, ...]:
     """What must not be read anywhere of these URIs, as it is written there and as it is meant; longest first."""
     found: set[str] = set()

@@ -5,7 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from autocompress.artifacts import Artifacts, InFolder
+from autocompress.artifacts import Artifacts, InFolder, trial_folder
 from autocompress.errors import RunFolderError
 from autocompress.result import TrialResult
 
@@ -87,7 +87,7 @@ class RunFolder:
         return self.path / "autocompress.log"
 
     def trial(self, number: int) -> Path:
-        return self.path / "trials" / f"{number:04d}"
+        return self.path / trial_folder(number)
 
     def create(self) -> None:
         """Makes the folder. Raises `RunFolderError` when it cannot be written or holds another run."""

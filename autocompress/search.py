@@ -207,7 +207,7 @@ class Search:
                 policy=policy,
                 seed=self._seed(trial.number, "trial"),
                 refit_of=parent,
-                checkpoint_sha256=self._checkpoint_sha256(parent),
+                checkpoint_sha256=None if parent is None else self._checkpoint_sha256(parent),
             )
             key = _key(asked)
             if key in self._finished:
@@ -263,7 +263,7 @@ class Search:
             self._hopeless = True
             self.stop(f"all of {self._told_here} trials failed for the same reason: {judged.error}; mend that, then resume")
 
-    def _checkpoint_sha256(self, number: int | None) -> str | None:
+    def _checkpoint_sha256(self, number: int) -> str | None:
         parent = next((result for result in self._results if result.number == number), None)
         return None if parent is None else parent.sha256.get(CHECKPOINT)
 

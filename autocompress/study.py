@@ -15,7 +15,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from autocompress.credentials import cleaned, public_uri, secrets_of
+from autocompress.credentials import first_line, public_uri
 from autocompress.errors import InputError, RunFolderError, StudyDamagedError, UnreachableError
 from autocompress.experiment import Experiment
 
@@ -99,8 +99,7 @@ def has_study(storage: BaseStorage, name: str) -> bool:
 def _reason(error: BaseException, url: str | None) -> str:
     while isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return cleaned(lines[0], *secrets_of(url))
+    return first_line(error, url)
 
 
 def _cut_torn_line(file: Path) -> None:

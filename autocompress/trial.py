@@ -15,6 +15,7 @@ from safetensors.numpy import save as save_tensors
 from torch import Tensor, nn
 
 from autocompress import gpu, nested
+from autocompress.artifacts import trial_folder
 from autocompress.baseline import Baseline, Data, as_tensors
 from autocompress.compress import compress
 from autocompress.distill import Teacher
@@ -218,7 +219,7 @@ def trial_rungs(
         started=clock.started,
         seconds=clock.seconds,
         environment=environment(),
-        model=f"trials/{number:04d}/{runtime_of(target).file}" if status is Status.COMPLETE else None,
+        model=f"{trial_folder(number)}/{runtime_of(target).file}" if status is Status.COMPLETE else None,
         sha256=sums,
         summary=policy.describe(baseline.layers),
         gpu=gpu.counted(),

@@ -97,9 +97,9 @@ def verify(folder: Path, *, run: Path | None = None) -> list[Checked]:
         raise InputError(f"{opened.folder.path} is damaged: it has no baseline/{baseline.name}; start a new run")
     opened.baseline()  # a file that has changed since would make another ratio
     inputs, targets = load_split(experiment.task, "test")
-    for one in (file, baseline):
-        look_into(one, one.read_bytes(), runtime)
     content, alone = file.read_bytes(), f"runs on {runtime.package} alone"
+    look_into(file, content, runtime)
+    look_into(baseline, baseline.read_bytes(), runtime)
     checked = [
         _exact("sha256", claims.sha256[:12], sha256_of(content)[:12]),
         _exact("size, bytes", f"{claims.size_bytes:,}", f"{len(content):,}"),

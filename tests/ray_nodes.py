@@ -8,12 +8,28 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
+import pytest
+from ray.cluster_utils import Cluster
 
 # No usage statistics, no token in the home folder, nothing of one machine's address.
 ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
 _PATIENCE = 120.0
+
+
+@contextmanager
+def simulated(head: dict[str, Any], *others: dict[str, Any]) -> Iterator[Cluster]:
+    """Nodes that Ray starts for tests, with the resources named: they end together, none is killed as a machine is."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED"):
+            patch.setenv(name, ENVIRONMENT[name])
+        cluster = Cluster(initialize_head=True, head_node_args={**head, "include_dashboard": False})
+        for node in others:
+            cluster.add_node(**node)
+        yield cluster
+        cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)

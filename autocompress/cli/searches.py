@@ -185,23 +185,24 @@ def baseline(
 
 
 def _show_standings(console: Console, folder: Path, *, as_json: bool) -> None:
-    from autocompress.compute import curves, standings
     from autocompress.opened import open_run
     from autocompress.report.evidence import evidence_of
     from autocompress.report.landmarks import landmarks, plain_words
     from autocompress.report.standings import standings_table
-    from autocompress.report.worth import control, verdict, worth_of
+    from autocompress.report.worth import control, verdict
 
     run = open_run(folder)
-    found, front = standings(run.folder), run.front()
-    worth = worth_of(curves(run.folder), found)
+    evidence, front = evidence_of(run.folder), run.front()
+    worth = evidence.worth
     assert worth is not None
-    plain = plain_words(landmarks(evidence_of(run.folder).rivals, run.folder.results(), front, run.baseline().layers), front)
+    plain = plain_words(landmarks(evidence.rivals, run.folder.results(), front, run.baseline().layers), front)
     told = [line for line in (verdict(worth), plain, control(worth, front.baseline)) if line]
     if as_json:
-        print_json({"event": "standings", "run": str(folder), "rivals": [one.model_dump() for one in found], "verdict": told})
+        print_json(
+            {"event": "standings", "run": str(folder), "rivals": [one.model_dump() for one in worth.standings], "verdict": told}
+        )
         return
-    console.print(standings_table(found))
+    console.print(standings_table(worth.standings))
     for line in told:
         print_line(console, line)
     print_line(console, f"look at the curves {folder / 'front.html'}")

@@ -56,7 +56,7 @@ class Packing:
             self._fixed = Slice(gpus, min(1.0, gpus) if gpus else 1.0)
         elif not there:
             self._fixed = Slice(0.0)
-        self._seen: list[GpuMemory] = []
+        self._worst: GpuMemory | None = None  # of each figure, whichever trial it was
         self._slice: Slice | None = self._fixed
         for result in results:
             self.learn(result)
@@ -85,5 +85,8 @@ class Packing:
         if result.gpu is None:  # its torch knows no GPU: nothing can be measured there
             self._slice = self._slice or ALONE
             return
-        self._seen = [*self._seen, result.gpu]
-        self._slice = slice_for(self._seen)
+        seen = [one for one in (self._worst, result.gpu) if one is not None]
+        self._worst = GpuMemory(
+            peak=max(one.peak for one in seen), outside=min(one.outside for one in seen), total=min(one.total for one in seen)
+        )
+        self._slice = slice_for([self._worst])

@@ -24,6 +24,7 @@ from autocompress.result import Rung, Status
 from autocompress.run import run_search
 from autocompress.search import Search
 from tests.drivers.searching import Ear, experiment_file, search_of
+from tests.ray_nodes import simulated
 
 pytestmark = pytest.mark.ray
 
@@ -45,13 +46,8 @@ class Task(ToyTask):
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        cluster.add_node(num_cpus=1, resources={LANE: 1})
+    with simulated({"num_cpus": 1}, {"num_cpus": 1, "resources": {LANE: 1}}) as cluster:
         yield cluster
-        cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 def test_trials_run_on_all_nodes_and_their_files_come_home(

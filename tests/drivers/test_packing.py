@@ -21,6 +21,7 @@ from autocompress.result import GpuMemory, Status
 from autocompress.testing import ToyTask
 from tests.drivers.searching import Ear, experiment_file, search_of
 from tests.made import made_result
+from tests.ray_nodes import simulated
 
 GB = 2**30
 
@@ -162,12 +163,8 @@ class Task(ToyTask):
 @pytest.fixture(scope="module")
 def one_gpu() -> Iterator[Cluster]:
     """A node that says it has a GPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 5, "num_gpus": 1, "include_dashboard": False})
+    with simulated({"num_cpus": 5, "num_gpus": 1}) as cluster:
         yield cluster
-        cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)

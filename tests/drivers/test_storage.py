@@ -13,6 +13,7 @@ from autocompress.errors import UnreachableError
 from autocompress.result import Status
 from autocompress.trial_files import CHECKPOINT
 from tests.drivers.searching import Ear, experiment_file, search_of
+from tests.ray_nodes import simulated
 from tests.test_artifacts import TAKING
 
 pytestmark = pytest.mark.ray
@@ -21,13 +22,8 @@ pytestmark = pytest.mark.ray
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Two nodes; a worker's current folder is its own copy of the experiment's."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        cluster.add_node(num_cpus=1)
+    with simulated({"num_cpus": 1}, {"num_cpus": 1}) as cluster:
         yield cluster
-        cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.timeout(600)  # five workers start one after another

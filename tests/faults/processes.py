@@ -75,6 +75,13 @@ def finished(folder: Path) -> int:
     return record.read_bytes().count(b"\n") if record.exists() else 0
 
 
+def recorded(folder: Path) -> bytes:
+    """The whole lines of the record: what is there for good."""
+    record = RunFolder(folder).record
+    content = record.read_bytes() if record.exists() else b""
+    return content[: content.rfind(b"\n") + 1]
+
+
 def numbers(folder: Path) -> list[int]:
     return [result.number for result in RunFolder(folder).results()]
 

@@ -22,7 +22,7 @@ from autocompress.run import resume
 from autocompress.search import Search
 from autocompress.study import STUDY_NAME
 from autocompress.trackers.jsonl import JsonlRecord
-from tests.faults.processes import command, ended, finished, in_mlflow, running, wait_until
+from tests.faults.processes import command, ended, finished, in_mlflow, recorded, running, wait_until
 from tests.toy import copy_run, write_experiment
 
 TRIALS = 14
@@ -77,8 +77,7 @@ def test_killed_at_ten_random_moments_a_search_is_whole(toy_run: Path, tmp_path:
             assert process.is_alive(), f"it ended before kill {kill}: {(tmp_path / 'said').read_text()[-500:]}"
             process.kill()
             assert ended(process) == -signal.SIGKILL
-        record = folder.record.read_bytes() if folder.record.exists() else b""
-        whole = record[: record.rfind(b"\n") + 1]
+        whole = recorded(folder.path)
         assert whole.startswith(before), "what was recorded stays"
         before = whole
     resume(folder.path, driver=LocalDriver(), trials=TRIALS)

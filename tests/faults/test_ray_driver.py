@@ -15,7 +15,7 @@ import pytest
 from autocompress.drivers.local import LocalDriver
 from autocompress.folder import RunFolder
 from autocompress.run import resume
-from tests.faults.processes import command, ended, finished, in_mlflow, numbers, running, wait_until
+from tests.faults.processes import command, ended, finished, in_mlflow, numbers, recorded, running, wait_until
 from tests.faults.test_killed import check_whole, study_grows
 from tests.toy import copy_run, write_experiment
 
@@ -78,8 +78,7 @@ def test_killed_at_random_moments_a_search_on_ray_is_whole(folder: RunFolder) ->
             left += children(process.pid)
             process.kill()
             assert ended(process) == -signal.SIGKILL
-        record = folder.record.read_bytes() if folder.record.exists() else b""
-        whole = record[: record.rfind(b"\n") + 1]
+        whole = recorded(folder.path)
         assert whole.startswith(before), "what was recorded stays"
         before = whole
     resume(folder.path, driver=LocalDriver(), trials=TRIALS)

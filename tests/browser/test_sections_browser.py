@@ -256,6 +256,18 @@ def test_pointing_at_a_cell_shows_its_number_and_so_do_the_keys(browser: Chrome,
     assert complaints(browser) == []
 
 
+def test_a_note_hidden_by_scrolling_comes_back_when_the_pointer_moves_on_within_its_cell(
+    browser: Chrome, tmp_path: Path
+) -> None:
+    open_run(browser, tmp_path)
+    target = cell(browser, "features.3", 4)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", target)
+    said = hover(browser, target)
+    browser.execute_script("document.dispatchEvent(new Event('scroll'))")
+    assert not shown(browser, "tip")
+    assert hover(browser, target) == said
+
+
 def test_the_sections_fit_a_phone_and_follow_the_dark_mode(browser: Chrome, tmp_path: Path) -> None:
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
     open_run(browser, tmp_path)

@@ -264,7 +264,7 @@ def in_a_terminal(arguments: list[str], *, until) -> tuple[int, str]:  # type: i
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True)
     os.close(theirs)
     os.set_blocking(ours, False)
-    shown, deadline, pressed = b"", time.monotonic() + 120, False
+    shown, deadline, pressed = b"", time.monotonic() + 240, False
     while process.poll() is None:
         assert time.monotonic() < deadline, shown[-2000:].decode()
         if not pressed and until():

@@ -115,14 +115,18 @@ def show(metric: str, value: float, baseline: dict[str, float]) -> str:
 def show_test(score: TestScore, baseline: dict[str, float]) -> str:
     """A test score with half the width of its interval: ``97.1 ± 0.8%``."""
     half = (score.high - score.low) / 2
-    return f"{100 * score.accuracy:.1f} ± {100 * half:.1f}%" if is_share(baseline) else f"{score.accuracy:.4g} ± {half:.2g}"
+    return _give_or_take(score.accuracy, half, baseline)
 
 
 def show_spread(spread: Spread, baseline: dict[str, float]) -> str:
     """The mean score over the seeds with its standard deviation: ``97.6 ± 0.2%``."""
+    return _give_or_take(spread.mean, spread.deviation, baseline)
+
+
+def _give_or_take(value: float, error: float, baseline: dict[str, float]) -> str:
     if is_share(baseline):
-        return f"{100 * spread.mean:.1f} ± {100 * spread.deviation:.1f}%"
-    return f"{spread.mean:.4g} ± {spread.deviation:.2g}"
+        return f"{percent(value).removesuffix('%')} ± {percent(error)}"
+    return f"{value:.4g} ± {error:.2g}"
 
 
 def is_share(baseline: dict[str, float]) -> bool:

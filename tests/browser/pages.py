@@ -123,7 +123,7 @@ def hover(browser: Chrome, target: WebElement) -> str:
         ActionChains(browser).move_to_element(target).move_by_offset(1, 0).move_by_offset(-1, 0).perform()
         return tip.is_displayed()
 
-    WebDriverWait(browser, 10).until(told)
+    WebDriverWait(browser, 30).until(told)
     return tip.text
 
 

@@ -45,7 +45,7 @@ def test_a_slider_filters_plot_table_and_counts_at_once(browser: Chrome, tmp_pat
     assert column(browser, 0) == []
     assert text(browser, "ends") == ""
     browser.find_element(By.ID, "reset").click()
-    WebDriverWait(browser, 10).until(lambda page: column(page, 0) == ["4", "1 recommended", "0"])
+    WebDriverWait(browser, 30).until(lambda page: column(page, 0) == ["4", "1 recommended", "0"])
     assert text(browser, "max-size-words") == "any"
     assert complaints(browser) == []
 
@@ -56,7 +56,7 @@ def test_a_slider_is_moved_by_keys_and_says_where_it_is(browser: Chrome, tmp_pat
     browser.execute_script("arguments[0].focus()", slider)
     press(browser, Keys.ARROW_LEFT, Keys.ARROW_LEFT)
     assert slider.get_attribute("aria-valuetext") == "at most 24.0 kB, 17.5x smaller"
-    WebDriverWait(browser, 10).until(lambda page: plot(page)["front"] == [4, 1])
+    WebDriverWait(browser, 30).until(lambda page: plot(page)["front"] == [4, 1])
 
 
 def test_the_frame_can_follow_what_passes(browser: Chrome, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_the_policy_that_is_copied_is_the_policy(browser: Chrome, tmp_path: Path
     assert list(json.loads(copied)) == list(json.loads(policy.to_json()))
     button = next(found for found in browser.find_elements(By.CSS_SELECTOR, "#panel button") if found.text == "Copy the policy")
     button.click()
-    WebDriverWait(browser, 10).until(lambda _: button.text in ("Copied", "Selected"))
+    WebDriverWait(browser, 30).until(lambda _: button.text in ("Copied", "Selected"))
     assert complaints(browser) == []
 
 

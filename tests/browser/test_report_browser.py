@@ -235,10 +235,10 @@ def test_the_page_follows_the_dark_mode_and_a_narrow_screen(browser: Chrome, tmp
 
     light = paint()
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", DARK)
-    WebDriverWait(browser, 10).until(lambda _: paint()[1] != light[1])
+    WebDriverWait(browser, 30).until(lambda _: paint()[1] != light[1])
     assert paint()[0] == "rgb(18, 23, 29)" != light[0]
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
     width = "return document.querySelector('#plot svg').getBoundingClientRect().width"
-    WebDriverWait(browser, 10).until(lambda page: page.execute_script(width) < 390)
+    WebDriverWait(browser, 30).until(lambda page: page.execute_script(width) < 390)
     assert browser.execute_script("return document.documentElement.scrollWidth") == 390
     assert complaints(browser) == []

@@ -281,6 +281,6 @@ def test_the_sections_fit_a_phone_and_follow_the_dark_mode(browser: Chrome, tmp_
     assert name.rect["x"] == pytest.approx(box.rect["x"], abs=2), "the name stays in sight"
     before = cell(browser, "features.3", 4).value_of_css_property("background-color")
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", DARK)
-    WebDriverWait(browser, 10).until(lambda page: growth(page)["strokes"] != drawn["strokes"])
+    WebDriverWait(browser, 30).until(lambda page: growth(page)["strokes"] != drawn["strokes"])
     assert cell(browser, "features.3", 4).value_of_css_property("background-color") != before
     assert complaints(browser) == []

@@ -83,7 +83,7 @@ def test_the_test_would_see_it(browser: Chrome, tmp_path: Path, shown: str) -> N
     page.write_text(f"<script>ranWhat = []; ran = what => ranWhat.push(what)</script><body>{shown}</body>")
     browser.get(page.as_uri())
     browser.execute_script("document.querySelectorAll('*').forEach(each => each.dispatchEvent(new Event('mouseover')))")
-    WebDriverWait(browser, 10).until(lambda page: page.execute_script("return ranWhat.length"))
+    WebDriverWait(browser, 30).until(lambda page: page.execute_script("return ranWhat.length"))
 
 
 def test_in_markdown_a_name_is_text(made: tuple[RunFolder, ParetoFront, list[TrialResult], Layers]) -> None:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from autocompress.artifacts import Artifacts, InStorage
+from autocompress.artifacts import InStorage
 from autocompress.compute import INT8, Standing, standings, used_seconds
 from autocompress.credentials import public_uri
 from autocompress.drivers import Driver
@@ -19,6 +19,7 @@ from autocompress.listeners import Silent, View
 from autocompress.noun import Noun
 from autocompress.opened import ArtifactsNote, Run, RunNote, open_run
 from autocompress.report import write_report
+from autocompress.result import TrialResult
 from autocompress.rivals import RIVALS, has_integers, has_levels, rival_experiment
 from autocompress.run import conduct, look_for_mlflow
 from autocompress.trackers.mlflow import sync
@@ -64,7 +65,7 @@ def run_baselines(
     spend = used_seconds(run.folder) if worker_seconds is None else worker_seconds
     experiment, layers = run.experiment(), run.baseline().layers
     experiments = {
-        name: rival_experiment(name, experiment, results, layers, worker_seconds=spend)
+        name: rival_experiment(name, experiment, _known(results, run, name), layers, worker_seconds=spend)
         for name in dict.fromkeys(rivals or _possible(experiment, run, view))
     }
     uri = uri or run.note.tracking_uri
@@ -75,6 +76,23 @@ def run_baselines(
             break
     _draw_anew(run, uri, view)
     return standings(run.folder)
+
+
+def _known(results: Sequence[TrialResult], run: Run, name: str) -> list[TrialResult]:
+    """The results that there were when a rival began: its space is made of them, and must stay as it is in its study."""
+    began = _began(_folder(run, name))
+    return [result for result in results if began is None or result.started < began]
+
+
+def _began(there: RunFolder) -> float | None:
+    """When a rival first began; None when it has not yet."""
+    if not there.run_json.exists():
+        return None
+    return RunNote.from_json(there.run_json.read_bytes(), source=str(there.run_json)).started
+
+
+def _folder(run: Run, name: str) -> RunFolder:
+    return RunFolder(run.folder.baselines / name)
 
 
 def _possible(experiment: Experiment, run: Run, view: View) -> list[str]:
@@ -92,7 +110,7 @@ def _possible(experiment: Experiment, run: Run, view: View) -> list[str]:
 
 def _compete(run: Run, name: str, experiment: Experiment, spend: float, driver: Driver, uri: str, view: View) -> bool:
     """Runs one rival to its end; False when it was interrupted."""
-    there = RunFolder(run.folder.baselines / name)
+    there = _folder(run, name)
     if _spent(there) >= spend:
         view.say(f"{name}: had its {spend:,.1f} worker-seconds before")
         return True
@@ -101,7 +119,7 @@ def _compete(run: Run, name: str, experiment: Experiment, spend: float, driver: 
     if isinstance(kept := run.folder.artifacts, InStorage):
         there.artifacts = InStorage(kept.url, f"{kept.name}/baselines/{name}")
         there.artifacts.claim()
-    ended = conduct(Run(there, _note(run, uri, there.artifacts), run.experiment_file), experiment, driver, uri, view)
+    ended = conduct(Run(there, _note(run, uri, there), run.experiment_file), experiment, driver, uri, view)
     if not ended.interrupted:
         write_whole(there.path / _DONE, Done(worker_seconds=spend).to_json())
     return not ended.interrupted
@@ -131,7 +149,7 @@ def _link(source: Path, file: Path) -> None:
         write_whole(file, source.read_bytes())
 
 
-def _note(run: Run, uri: str, artifacts: Artifacts) -> RunNote:
+def _note(run: Run, uri: str, there: RunFolder) -> RunNote:
     parent = run.note
     # What was asked for beside the file and is no matter of the way to search.
     options = parent.options.model_copy(update=dict.fromkeys(("space", "trials", "minutes", "sampler", "costs")))
@@ -139,10 +157,10 @@ def _note(run: Run, uri: str, artifacts: Artifacts) -> RunNote:
         experiment=parent.experiment,
         options=options,
         tracking_uri=public_uri(uri),
-        started=time.time(),
+        started=_began(there) or time.time(),
         versions={name: version(name) for name in parent.versions},
         baseline_of=run.title,
-        artifacts=ArtifactsNote.of(artifacts),
+        artifacts=ArtifactsNote.of(there.artifacts),
     )
 
 

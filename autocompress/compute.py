@@ -9,7 +9,7 @@ from autocompress.errors import RunFolderError
 from autocompress.folder import RunFolder
 from autocompress.front import ParetoFront, dominates, hypervolume, missed, unusable
 from autocompress.noun import Noun
-from autocompress.objective import Limit, Objective
+from autocompress.objective import SCORE, USUAL, Limit, Objective, Scoring
 from autocompress.result import Status, TrialResult
 from autocompress.tables import CostTable, Sensitivity
 
@@ -25,8 +25,14 @@ class HypervolumeSoFar:
     It falls only when a further seed of a refit shows that the seeds before had been lucky.
     """
 
-    def __init__(self, objectives: Sequence[Objective], limits: Sequence[Limit], baseline: dict[str, float]) -> None:
-        self._objectives, self._limits, self._baseline = objectives, limits, baseline
+    def __init__(
+        self,
+        objectives: Sequence[Objective],
+        limits: Sequence[Limit],
+        baseline: dict[str, float],
+        scoring: Scoring = USUAL,
+    ) -> None:
+        self._objectives, self._limits, self._baseline, self._scoring = objectives, limits, baseline, scoring
         self._results: list[TrialResult] = []
         self._front: list[dict[str, float]] = []
         self._value = 0.0
@@ -38,7 +44,7 @@ class HypervolumeSoFar:
             return self._value
         self._results.append(result)
         if result.refit_of is not None:  # the seeds of one trial are judged together
-            front = ParetoFront.of(self._results, self._objectives, self._limits, self._baseline)
+            front = ParetoFront.of(self._results, self._objectives, self._limits, self._baseline, self._scoring)
             self._front = [member.metrics for member in front.members]
         elif missed(new, self._limits, self._baseline) or any(dominates(old, new, self._objectives) for old in self._front):
             return self._value
@@ -113,8 +119,8 @@ def curves(folder: RunFolder) -> pd.DataFrame:
 def standings(folder: RunFolder) -> list[Standing]:
     """How the rivals of a run but `INT8` compare with it, the best of them first. Raises `RunFolderError` as `curves` does."""
     table = curves(folder)
-    ours = table[table.searcher == OURS]
-    found = [_standing(rival, table[table.searcher == rival.path.name], ours) for rival in _searchers(folder)]
+    ours, scoring = table[table.searcher == OURS], _front(folder).scoring
+    found = [_standing(rival, table[table.searcher == rival.path.name], ours, scoring) for rival in _searchers(folder)]
     return sorted(found, key=lambda standing: (-standing.hypervolume, standing.rival))
 
 
@@ -123,9 +129,9 @@ def _searchers(folder: RunFolder) -> list[RunFolder]:
     return [rival for rival in rivals_in(folder) if rival.path.name != INT8]
 
 
-def _standing(rival: RunFolder, curve: pd.DataFrame, ours: pd.DataFrame) -> Standing:
+def _standing(rival: RunFolder, curve: pd.DataFrame, ours: pd.DataFrame, scoring: Scoring) -> Standing:
     spent, volume = float(curve.worker_seconds.iloc[-1]), float(curve.hypervolume.iloc[-1])
-    scores = [result.metrics["accuracy"] for result in rival.results() if result.status is Status.COMPLETE]
+    scores = [result.metrics[SCORE] for result in rival.results() if result.status is Status.COMPLETE]
     by_then = ours[ours.worker_seconds <= spent]
     return Standing(
         rival=rival.path.name,
@@ -134,7 +140,7 @@ def _standing(rival: RunFolder, curve: pd.DataFrame, ours: pd.DataFrame) -> Stan
         hypervolume=volume,
         ours=float(by_then.hypervolume.iloc[-1]) if len(by_then) else 0.0,
         reached=_reached(ours, volume),
-        accuracy=max(scores, default=None),
+        accuracy=max(scores, key=lambda score: scoring.gain(score, 0.0), default=None),
     )
 
 
@@ -149,7 +155,7 @@ def _curve(folder: RunFolder, front: ParetoFront) -> Iterator[tuple[float, float
     results = folder.results()
     before = preparation_seconds(folder)
     yield before, 0.0, None
-    volume = HypervolumeSoFar(front.objectives, front.limits, front.baseline)
+    volume = HypervolumeSoFar(front.objectives, front.limits, front.baseline, front.scoring)
     spent = accumulate((result.compute for result in results), initial=before)
     next(spent)
     for result, seconds in zip(results, spent, strict=True):

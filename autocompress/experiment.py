@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from autocompress.errors import ExperimentError, InputError, unknown_name
 from autocompress.halving import Halving
-from autocompress.objective import METRICS, Limit, Objective, base_of
+from autocompress.objective import METRICS, SCORE, Limit, Objective, base_of
 from autocompress.policy import Policy
 from autocompress.refitting import Refit
 from autocompress.target import Target
@@ -114,7 +114,8 @@ class Experiment:
     @property
     def parsed_objectives(self) -> tuple[Objective, ...]:
         found: dict[str, Objective] = {}
-        for objective in map(Objective.of, self.objectives):
+        scoring = self.task.scoring
+        for objective in (Objective.of(objective, scoring) for objective in self.objectives):
             places = self.target.each if objective.metric == "latency_ms" else self.target.each[:1]
             for place in places:
                 metric = self.target.metric(objective.metric, place)
@@ -123,7 +124,8 @@ class Experiment:
 
     @property
     def parsed_limits(self) -> tuple[Limit, ...]:
-        return tuple(limit if isinstance(limit, Limit) else Limit.parse(limit) for limit in self.limits)
+        scoring = self.task.scoring
+        return tuple(limit if isinstance(limit, Limit) else Limit.parse(limit, scoring) for limit in self.limits)
 
 
 def is_guided(space: Space) -> bool:
@@ -190,6 +192,12 @@ def _check(experiment: Experiment, path: str | Path) -> None:
         raise ExperimentError(f"{path}: space must be a function (trial, layers, target) -> Policy, given {experiment.space!r}")
     if not experiment.parsed_objectives:
         raise ExperimentError(f"{path}: at least one objective is needed, e.g. objectives=('size_bytes', 'accuracy')")
+    goals = {objective.goal for objective in experiment.parsed_objectives if objective.metric == SCORE}
+    if goals - {experiment.task.scoring.goal}:
+        raise ExperimentError(
+            f"{path}: the objective {SCORE!r} is to be {goals.pop()}, but the task says lower_is_better = "
+            f"{experiment.task.lower_is_better}; name it {SCORE!r} and leave the goal to the task"
+        )
     _ = experiment.target.menu, experiment.parsed_limits
 
 

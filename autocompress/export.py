@@ -1,5 +1,6 @@
 """Delivers a pick from a run: the file to deploy, its policy, what it claims, and how to use it."""
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import get_args
 from autocompress.errors import ExportError, InputError, RunFolderError, UnknownNameError, unknown_name
 from autocompress.experiment import Experiment
 from autocompress.folder import write_whole
-from autocompress.front import USUAL_DROP, ParetoFront, Pick
+from autocompress.front import ParetoFront, Pick
 from autocompress.measure import Here, download_bytes, test_score
 from autocompress.model_card import model_card
+from autocompress.objective import SCORE
 from autocompress.opened import Run
 from autocompress.result import Status, TrialResult
 from autocompress.runtimes import Runtime, file_name, runtime_of
@@ -25,13 +27,14 @@ def export(run: Run, pick: str, into: Path, *, max_drop: float | None, target: s
     """Writes the picked trial's file, policy, claims and card into the folder `into`, and returns the trial.
 
     `pick` is "knee", "smallest", "fastest" or "best" of the front, or the number of any complete trial. `max_drop`
-    leaves out members whose accuracy is more than that below the uncompressed model's; None means `USUAL_DROP`, or no
-    such bound when no member keeps to that. `target` names one of those that were searched for; None is the first. Raises
-    `InputError`.
+    leaves out members whose score is more than that worse than the uncompressed model's; None is as
+    `ParetoFront.pick` says. `target` names one of those that were searched for, at which the fastest is the fastest; None is
+    the first. Raises `InputError`.
     """
     front, experiment = run.front(), run.experiment()
     place = _place(experiment.target, target)
-    result = choose(front, run.folder.results(), pick, max_drop=max_drop)
+    latency = experiment.target.metric("latency_ms", place)
+    result = choose(front, run.folder.results(), pick, max_drop=max_drop, latency=latency)
     runtime = runtime_of(place)
     model = _content(run, result, file_name(experiment.target, place), runtime)
     _make(into)
@@ -50,16 +53,21 @@ def export(run: Run, pick: str, into: Path, *, max_drop: float | None, target: s
     return result
 
 
-def choose(front: ParetoFront, results: Sequence[TrialResult], pick: str, *, max_drop: float | None) -> TrialResult:
-    """The trial that `pick` names; see `export`. Raises `InputError` that says what is there to pick."""
+def choose(
+    front: ParetoFront,
+    results: Sequence[TrialResult],
+    pick: str,
+    *,
+    max_drop: float | None,
+    latency: str = "latency_ms",
+) -> TrialResult:
+    """The trial that `pick` names; see `export` and `ParetoFront.pick`. Raises `InputError` that says what is there to pick."""
     if re.fullmatch(r"\d+", pick):
         return _by_number(results, int(pick))
     named: dict[str, Pick] = {name: name for name in _PICKS}
     if pick not in named:
         raise unknown_name("pick", pick, [*_PICKS, "a trial number"])
-    chosen = front.pick(named[pick], max_drop=USUAL_DROP if max_drop is None else max_drop)
-    if chosen is None and max_drop is None:
-        chosen = front.pick(named[pick])
+    chosen = front.pick(named[pick], max_drop=max_drop, latency=latency)
     if chosen is None:
         raise InputError(_nothing_to_pick(front, max_drop))
     return chosen
@@ -89,11 +97,10 @@ def _by_number(results: Sequence[TrialResult], number: int) -> TrialResult:
 
 def _nothing_to_pick(front: ParetoFront, max_drop: float | None) -> str:
     if front.members and max_drop is not None:
-        best = max(front.members, key=lambda member: member.metrics["accuracy"])
-        drop = front.baseline["accuracy"] - best.metrics["accuracy"]
+        best, words = min(front.members, key=front.drop), front.scoring.words
         return (
-            f"no model on the front is within {max_drop:g} of the uncompressed accuracy {front.baseline['accuracy']:.4f}; "
-            f"the nearest is trial {best.number} at {best.metrics['accuracy']:.4f}: give --max-drop {drop + 5e-5:.4f}"
+            f"no model on the front is within {max_drop:g} of the uncompressed {words(front.baseline[SCORE])}; the nearest is "
+            f"trial {best.number} with {words(best.metrics[SCORE])}: give --max-drop {_rounded_up(front.drop(best))}"
         )
     limits = " and ".join(limit.text for limit in front.limits) or "no limits"
     if front.nearest:
@@ -102,6 +109,12 @@ def _nothing_to_pick(front: ParetoFront, max_drop: float | None) -> str:
             f"no trial meets {limits}; the nearest are {near}: export one by its number, e.g. --pick {front.nearest[0].number}"
         )
     return "no trial is complete yet: there is nothing to export"
+
+
+def _rounded_up(drop: float) -> str:
+    """A little more, in few digits, whatever the score's unit is."""
+    unit = 10.0 ** (math.floor(math.log10(max(drop, 1e-4))) - 2)
+    return f"{math.ceil(drop / unit) * unit:.6g}"
 
 
 def _content(run: Run, result: TrialResult, name: str, runtime: Runtime) -> bytes:
@@ -133,8 +146,9 @@ def _claims(run: Run, front: ParetoFront, result: TrialResult, model: bytes, exp
         sha256=sha256_of(model),
         size_bytes=len(model),
         download_bytes=download_bytes(model),
+        scoring=experiment.task.scoring,
         accuracy=score or test_score(model, experiment.task, there),
-        validation_accuracy=result.metrics["accuracy"],
+        validation_accuracy=result.metrics[SCORE],
         latency_ms=result.metrics[time],
         latency_ratio=result.metrics[whole.metric("latency_ratio", place)],
         baseline_size_bytes=int(front.baseline[whole.metric("size_bytes", place)]),

@@ -51,7 +51,7 @@ def finetune(
         while next(training) < step:
             pass
         rung = Rung(step=step, accuracy=judge(student))
-        if rung.accuracy >= best.accuracy:
+        if task.scoring.gain(rung.accuracy, best.accuracy) >= 0:
             best, best_state = rung, deepcopy(student.state_dict())
         yield rung
     student.load_state_dict(best_state)

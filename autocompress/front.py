@@ -1,7 +1,7 @@
 """Which results are worth having: dominance, the Pareto front, its hypervolume, and which of it to pick."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Literal, Self
 
 import moocore
@@ -10,14 +10,12 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 
 from autocompress.noun import Noun
-from autocompress.objective import Limit, Objective, base_of
+from autocompress.objective import SCORE, USUAL, Limit, Objective, Scoring, base_of
 from autocompress.result import Status, TrialResult
 
 Pick = Literal["knee", "smallest", "fastest", "best"]
 
-# What a recommended model may lose of the score.
-USUAL_DROP = 0.01
-# An accuracy (or any score to maximise) counts between the baseline's and 10 % of it below.
+# A score counts between the baseline's and 10 % of it worse.
 SCORE_RANGE = 0.1
 
 
@@ -52,14 +50,15 @@ class ParetoFront(Noun):
     Of the refits of one trial with several seeds the one nearest to their mean score stands for all, and `spread` holds
     the mean and the deviation by its number; it takes the place of the trial itself unless it scores worse. `doubtful`
     maps a member to another that is smaller or faster and whose score is no worse outside the noise of the seeds.
-    `baseline` holds the metrics of the uncompressed model. Results that lack a metric, or have one that is not finite,
-    are left out. When no result meets all limits there are no members, and `nearest` holds up to three complete results
-    that miss them by least. `test` holds the final scores by trial number, `baseline_test` the uncompressed model's:
-    measured once, when the search is over.
+    `baseline` holds the metrics of the uncompressed model, `scoring` what is known of scores. Results that lack a metric, or
+    have one that is not finite, are left out. When no result meets all limits there are no members, and `nearest` holds up
+    to three complete results that miss them by least. `test` holds the final scores by trial number, `baseline_test` the
+    uncompressed model's: measured once, when the search is over.
     """
 
     objectives: tuple[Objective, ...]
     limits: tuple[Limit, ...] = ()
+    scoring: Scoring = USUAL
     baseline: dict[str, float]
     members: tuple[TrialResult, ...] = ()
     nearest: tuple[TrialResult, ...] = ()
@@ -84,14 +83,16 @@ class ParetoFront(Noun):
         objectives: Sequence[Objective],
         limits: Sequence[Limit],
         baseline: dict[str, float],
+        scoring: Scoring = USUAL,
     ) -> "ParetoFront":
         complete = [
             result
             for result in results
             if result.status is Status.COMPLETE and unusable(result.metrics, objectives, limits) is None
         ]
-        judged, spread = _without_twins(complete)
-        feasible = [result for result in judged if not missed(result.metrics, limits, baseline)]
+        within = {result.number for result in complete if not missed(result.metrics, limits, baseline)}
+        judged, spread = _without_twins(complete, scoring, within)
+        feasible = [result for result in judged if result.number in within]
         front = _non_dominated(feasible, objectives)
         first = objectives[0]
         sign = 1 if first.goal == "min" else -1
@@ -103,11 +104,12 @@ class ParetoFront(Noun):
         return cls(
             objectives=tuple(objectives),
             limits=tuple(limits),
+            scoring=scoring,
             baseline=baseline,
             members=tuple(front),
             nearest=tuple(nearest),
             spread=shown,
-            doubtful=_doubtful(front, objectives, shown),
+            doubtful=_doubtful(front, objectives, shown, scoring),
         )
 
     @property
@@ -124,27 +126,42 @@ class ParetoFront(Noun):
         """
         return hypervolume([member.metrics for member in self.members], self.objectives, self.baseline)
 
-    def pick(self, how: Pick, *, max_drop: float | None = None) -> TrialResult | None:
-        """One member: the `smallest`, the `fastest`, the `best` (highest score), or the `knee`.
+    def pick(self, how: Pick, *, max_drop: float | None = None, latency: str = "latency_ms") -> TrialResult | None:
+        """One member: the `smallest`, the `fastest`, the `best` (by score), or the `knee`.
 
-        `max_drop` leaves out members whose accuracy is more than that below the baseline's. The knee is the member
+        `max_drop` leaves out members whose score is more than that worse than the baseline's; None is `usual_drop`, or no
+        bound but the limits where they bound the score (the knee keeps to both). `latency` is what the fastest has least of.
+        The knee is the member
         nearest to the ideal when every objective is scaled to the range of the front (sizes and times as logarithms).
         None when nothing is left.
         """
-        members = [m for m in self.members if max_drop is None or _drop(m, self.baseline) <= max_drop + 1e-9]
+        if max_drop is None:
+            limited = how != "knee" and any(limit.metric == SCORE for limit in self.limits)
+            max_drop = math.inf if limited else self.usual_drop()
+        members = [m for m in self.members if self.drop(m) <= max_drop + 1e-9]
         if not members:
             return None
         if how == "smallest":
             return min(members, key=lambda m: m.metrics["size_bytes"])
         if how == "fastest":
-            return min(members, key=lambda m: m.metrics["latency_ms"])
+            return min(members, key=lambda m: m.metrics[latency])
         if how == "best":
-            return max(members, key=lambda m: (m.metrics["accuracy"], -m.metrics["size_bytes"]))
+            return min(members, key=lambda m: (self.drop(m), m.metrics["size_bytes"]))
         return members[int(_distances_to_ideal(members, self.objectives, self.baseline).argmin())]
 
+    def drop(self, result: TrialResult) -> float:
+        """By how much its score is worse than the baseline's; below 0 where it is better."""
+        return -self.scoring.gain(result.metrics[SCORE], self.baseline[SCORE])
+
+    def usual_drop(self) -> float:
+        """What a pick may lose: one point (`Scoring.one_percent`); where none keeps to that, one more than the best loses."""
+        point = self.scoring.one_percent(self.baseline[SCORE])
+        least = min(map(self.drop, self.members), default=0.0)
+        return point if least <= point else least + point
+
     def recommended(self) -> TrialResult | None:
-        """The knee of the members at most 1 point of accuracy below the baseline, or of all when there is none."""
-        return self.pick("knee", max_drop=USUAL_DROP) or self.pick("knee")
+        """The knee."""
+        return self.pick("knee")
 
 
 class FrontSoFar:
@@ -161,8 +178,10 @@ class FrontSoFar:
         limits: Sequence[Limit],
         baseline: dict[str, float],
         results: Sequence[TrialResult] = (),
+        *,
+        scoring: Scoring = USUAL,
     ) -> None:
-        self._objectives, self._limits, self._baseline = objectives, limits, baseline
+        self._objectives, self._limits, self._baseline, self._scoring = objectives, limits, baseline, scoring
         self._results = list(results)
         self._together = _refitted(self._results)
         self._front = self._of(self._results)
@@ -183,7 +202,7 @@ class FrontSoFar:
         return self._front
 
     def _of(self, results: Sequence[TrialResult]) -> ParetoFront:
-        return ParetoFront.of(results, self._objectives, self._limits, self._baseline)
+        return ParetoFront.of(results, self._objectives, self._limits, self._baseline, self._scoring)
 
 
 def _refitted(results: Sequence[TrialResult]) -> list[TrialResult]:
@@ -218,12 +237,13 @@ def relative_excess(metrics: dict[str, float], limits: Sequence[Limit], baseline
 def loss_of(metrics: dict[str, float], objective: Objective, baseline: dict[str, float]) -> float:
     """The objective scaled to 0 (ideal) .. 1 (reference): value / baseline, or the share of `SCORE_RANGE` that was lost.
 
-    A score above the baseline's counts as the baseline's.
+    A score better than the baseline's counts as the baseline's.
     """
     value, reference = metrics[objective.metric], baseline[objective.metric]
-    if objective.goal == "min":
+    if objective.is_cost:
         return value / reference if reference else value
-    return max(0.0, (reference - value) / (SCORE_RANGE * abs(reference) or 1.0))
+    lost = reference - value if objective.goal == "max" else value - reference
+    return max(0.0, lost / (SCORE_RANGE * abs(reference) or 1.0))
 
 
 def hypervolume(points: Sequence[dict[str, float]], objectives: Sequence[Objective], baseline: dict[str, float]) -> float:
@@ -254,34 +274,43 @@ def _is_non_dominated(points: Sequence[dict[str, float]], objectives: Sequence[O
     return kept
 
 
-def _without_twins(results: Sequence[TrialResult]) -> tuple[list[TrialResult], dict[int, Spread]]:
-    """The results with one refit for all seeds of a trial, and without the trials that their refits have overtaken."""
+def _without_twins(
+    results: Sequence[TrialResult], scoring: Scoring, within: Container[int]
+) -> tuple[list[TrialResult], dict[int, Spread]]:
+    """The results with one refit for all seeds of a trial, and without the trials that their refits have overtaken.
+
+    What keeps to the limits (the numbers in `within`) is not overtaken by what does not: a file of the same shape may be
+    timed at a little more.
+    """
+    kept = {result.number: result for result in results if result.refit_of is None}
     refits: dict[int, list[TrialResult]] = {}
     for result in results:
         if result.refit_of is not None:
             refits.setdefault(result.refit_of, []).append(result)
     chosen: list[TrialResult] = []
     spread: dict[int, Spread] = {}
-    means: dict[int, float] = {}
     for parent, seeds in refits.items():
-        scores = np.array([result.metrics["accuracy"] for result in seeds])
-        means[parent] = float(scores.mean())
-        typical = seeds[int(np.abs(scores - scores.mean()).argmin())]
+        scores = np.array([result.metrics[SCORE] for result in seeds])
+        gaps = np.abs(scores - scores.mean())
+        places = [place for place, seed in enumerate(seeds) if seed.number in within] or range(len(seeds))
+        typical = seeds[min(places, key=lambda place: gaps[place])]
         chosen.append(typical)
         if len(seeds) > 1:
-            spread[typical.number] = Spread(seeds=len(seeds), mean=means[parent], deviation=float(scores.std(ddof=1)))
-    kept = [
-        result
-        for result in results
-        if result.refit_of is None and means.get(result.number, -math.inf) < result.metrics["accuracy"]
-    ]
-    return sorted([*kept, *chosen], key=lambda result: result.number), spread
+            deviation = float(scores.std(ddof=1))
+            spread[typical.number] = Spread(seeds=len(seeds), mean=float(scores.mean()), deviation=deviation)
+        before = kept.get(parent)
+        overtakes = typical.number in within or parent not in within
+        if overtakes and before is not None and scoring.gain(before.metrics[SCORE], float(scores.mean())) <= 0:
+            del kept[parent]
+    return sorted([*kept.values(), *chosen], key=lambda result: result.number), spread
 
 
-def _doubtful(members: Sequence[TrialResult], objectives: Sequence[Objective], spread: dict[int, Spread]) -> dict[int, int]:
+def _doubtful(
+    members: Sequence[TrialResult], objectives: Sequence[Objective], spread: dict[int, Spread], scoring: Scoring
+) -> dict[int, int]:
     """Member -> another that only its score, and that within the noise, keeps from dominating it."""
     noise = _noise(spread)
-    others = [objective for objective in objectives if objective.metric != "accuracy"]
+    others = [objective for objective in objectives if objective.metric != SCORE]
     if not noise or not others or len(others) == len(objectives):
         return {}
     found: dict[int, int] = {}
@@ -290,7 +319,7 @@ def _doubtful(members: Sequence[TrialResult], objectives: Sequence[Objective], s
             other.number
             for other in members
             if dominates(other.metrics, member.metrics, others)
-            and member.metrics["accuracy"] - other.metrics["accuracy"] <= noise
+            and scoring.gain(member.metrics[SCORE], other.metrics[SCORE]) <= noise
         ]
         if better:
             found[member.number] = better[0]
@@ -303,10 +332,6 @@ def _noise(spread: dict[int, Spread]) -> float:
         return 0.0
     variance = sum(entry.deviation**2 for entry in spread.values()) / len(spread)
     return 1.96 * math.sqrt(2 * variance)
-
-
-def _drop(result: TrialResult, baseline: dict[str, float]) -> float:
-    return baseline["accuracy"] - result.metrics["accuracy"]
 
 
 def _distances_to_ideal(
@@ -322,4 +347,4 @@ def _distances_to_ideal(
 
 def _scale(metrics: dict[str, float], objective: Objective, baseline: dict[str, float]) -> float:
     loss = loss_of(metrics, objective, baseline)
-    return math.log(max(loss, 1e-9)) if objective.goal == "min" else min(loss, 1.0)
+    return math.log(max(loss, 1e-9)) if objective.is_cost else min(loss, 1.0)

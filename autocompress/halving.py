@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from autocompress.errors import ExperimentError
 from autocompress.front import missed
-from autocompress.objective import Limit, Objective
+from autocompress.objective import SCORE, Limit, Objective
 from autocompress.result import Rung
 
 Losses = Sequence[float] | NDArray[np.float64]
@@ -87,7 +87,7 @@ class Ladder:
 
     def _misses(self, rung: Rung) -> bool:
         # Not by its score: that is what training is for.
-        known = [limit for limit in self._limits if limit.metric in rung.metrics and limit.metric != "accuracy"]
+        known = [limit for limit in self._limits if limit.metric in rung.metrics and limit.metric != SCORE]
         return bool(missed(rung.metrics, known, self._baseline))
 
 
@@ -154,6 +154,11 @@ def _at(step: int, trial: Sequence[_Standing]) -> _Standing | None:
 
 
 def _losses(rung: Rung, objectives: Sequence[Objective]) -> tuple[float, ...]:
-    metrics = {**rung.metrics, "accuracy": rung.accuracy}
-    values = [(objective.goal, metrics.get(objective.metric, math.nan)) for objective in objectives]
-    return tuple(math.log(max(value, 1e-9)) if goal == "min" else -value for goal, value in values)
+    metrics = {**rung.metrics, SCORE: rung.accuracy}
+    return tuple(_loss(objective, metrics.get(objective.metric, math.nan)) for objective in objectives)
+
+
+def _loss(objective: Objective, value: float) -> float:
+    if objective.is_cost:
+        return math.log(max(value, 1e-9))
+    return value if objective.goal == "min" else -value

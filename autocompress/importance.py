@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from autocompress.folder import RunFolder, write_whole
 from autocompress.noun import Noun
 from autocompress.objective import Objective
+from autocompress.shared import DUPLICATE
 from autocompress.study import STUDY_NAME, open_journal
 
 # With more knobs, or fewer trials, the figures are noise.
@@ -46,7 +47,8 @@ def write_importance(folder: RunFolder, objectives: Sequence[Objective], *, seed
 def importance_of(study: Path, objectives: Sequence[Objective], *, seed: int = 0) -> Importance:
     """The importances of the knobs in a stored study, whose values are those of `objectives` in this order.
 
-    Complete trials count, refits do not: nobody sampled them. Raises `RunFolderError` when the study is damaged.
+    Complete trials count; refits do not, which nobody sampled, nor do repeated policies, which nobody ran. Raises
+    `RunFolderError` when the study is damaged.
     """
     trials = _sampled(study)
     distributions = _distributions(trials)
@@ -72,7 +74,7 @@ def _sampled(study: Path) -> list[FrozenTrial]:
     return [
         trial
         for trial in complete
-        if "refit_of" not in trial.user_attrs and all(math.isfinite(value) for value in trial.values)
+        if not trial.user_attrs.keys() & {"refit_of", DUPLICATE} and all(math.isfinite(value) for value in trial.values)
     ]
 
 

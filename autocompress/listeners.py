@@ -134,7 +134,13 @@ class FrontFile:
 
     def __init__(self, folder: RunFolder, experiment: Experiment, baseline: dict[str, float]) -> None:
         self._folder = folder
-        self._so_far = FrontSoFar(experiment.parsed_objectives, experiment.parsed_limits, baseline, folder.results())
+        self._so_far = FrontSoFar(
+            experiment.parsed_objectives,
+            experiment.parsed_limits,
+            baseline,
+            folder.results(),
+            scoring=experiment.task.scoring,
+        )
         self._before = read_front(folder) if folder.front_json.exists() else None
         self._is_stored = False
 

@@ -8,9 +8,10 @@ from typing import Any
 from autocompress.experiment import Experiment
 from autocompress.front import ParetoFront
 from autocompress.layer import Layers
+from autocompress.objective import SCORE
 from autocompress.opened import Run
 from autocompress.policy import LayerPolicy
-from autocompress.report.data import is_share, show, show_spread, show_test
+from autocompress.report.data import show, show_spread, show_test
 from autocompress.report.fine_print import latency_noise
 from autocompress.report.markdown import plain_text
 from autocompress.result import TrialResult
@@ -55,7 +56,7 @@ def _metadata(
     name: str, run: Run, experiment: Experiment, result: TrialResult, claims: Claims, runtime: Runtime
 ) -> dict[str, Any]:
     task, data = type(experiment.task).__name__, Path(run.note.experiment).stem
-    score = {"type": "accuracy" if is_share({"accuracy": claims.validation_accuracy}) else "score"}
+    score = {"type": claims.scoring.name}
     measured = [
         score | {"name": "test", "value": claims.accuracy.accuracy},
         score | {"name": "validation", "value": claims.validation_accuracy},
@@ -111,19 +112,20 @@ def _summary(run: Run, experiment: Experiment, claims: Claims, front: ParetoFron
 
 def _figures(run: Run, front: ParetoFront, result: TrialResult, claims: Claims) -> Iterator[str]:
     base, spread, noise = front.baseline, front.spread.get(result.number), latency_noise(run.folder.results())
-    before = claims.baseline_accuracy
+    before, scoring, name = claims.baseline_accuracy, claims.scoring, plain_text(claims.scoring.name)
     error = f" ± {noise.deviation:.1%}" if noise else ""
     validation = (
-        show_spread(spread, base) + f" ({spread.seeds} seeds)" if spread else show("accuracy", claims.validation_accuracy, base)
+        show_spread(spread, scoring) + f" ({spread.seeds} seeds)" if spread else scoring.show(claims.validation_accuracy)
     )
     yield "| | this model | uncompressed |"
     yield "| --- | ---: | ---: |"
     yield f"| file | {claims.size_bytes:,} bytes | {claims.baseline_size_bytes:,} bytes |"
     yield f"| download (zstd) | {claims.download_bytes:,} bytes | |"
-    latency, baseline = (show("latency_ms", value, base) for value in (claims.latency_ms, claims.baseline_latency_ms))
+    latency, baseline = (show("latency_ms", value, scoring) for value in (claims.latency_ms, claims.baseline_latency_ms))
     yield f"| latency, batch of {claims.target.batch_size} | {latency}{error} | {baseline} |"
-    yield f"| accuracy, test | {show_test(claims.accuracy, base)} | {show_test(before, base) if before else 'not measured'} |"
-    yield f"| accuracy, validation | {validation} | {show('accuracy', base['accuracy'], base)} |"
+    tested = [show_test(score, scoring) if score else "not measured" for score in (claims.accuracy, before)]
+    yield f"| {name}, test | {' | '.join(tested)} |"
+    yield f"| {name}, validation | {validation} | {scoring.show(base[SCORE])} |"
     yield ""
     yield (
         f"Test: {claims.accuracy.examples:,} examples, 95 % confidence interval {claims.accuracy.low:.4f} to "

@@ -5,15 +5,18 @@ from typing import Literal
 
 from autocompress.errors import InputError, unknown_name
 from autocompress.noun import Noun
+from autocompress.words import percent
 
 Goal = Literal["min", "max"]
 
-# What every trial measures. A task's own score is called "accuracy" unless the task names it otherwise.
+# The metric that a task's score is recorded as, whatever it is.
+SCORE = "accuracy"
+# What every trial measures.
 METRICS: dict[str, Goal] = {
     "size_bytes": "min",
     "download_bytes": "min",
     "latency_ms": "min",
-    "accuracy": "max",
+    SCORE: "max",
     "macs": "min",
     "params": "min",
 }
@@ -21,11 +24,48 @@ _SHORT = {"size": "size_bytes", "download": "download_bytes", "latency": "latenc
 _BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "KiB": 1024.0, "MiB": 1024.0**2}
 _TIMES = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 _SHARES = {"%": 0.01}
-_NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?"
-_LIMIT = re.compile(r"^\s*(\w+(?:/[\w:-]+)?)\s*(<=|>=)\s*(.+?)\s*$")
-_PLAIN = re.compile(rf"^({_NUMBER})\s*([a-z%]*)$", re.IGNORECASE)
+_NUMBER = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?"
+_LIMIT = re.compile(r"^\s*(\w[\w ]*?(?:/[\w:-]+)?)\s*(<=|>=)\s*(.+?)\s*$")
+_PLAIN = re.compile(rf"^(-?{_NUMBER})\s*([a-z%]*)$", re.IGNORECASE)
 _SHIFTED = re.compile(rf"^baseline\s*(?:([+-])\s*({_NUMBER})\s*([a-z%]*))?$", re.IGNORECASE)
 _SCALED = re.compile(rf"^(?:({_NUMBER})\s*\*\s*baseline|baseline\s*([*/])\s*({_NUMBER}))$", re.IGNORECASE)
+
+
+class Scoring(Noun):
+    """What is known of a task's score: what it is called where people read of it, which way is better, how it is shown.
+
+    A `share`, such as that of right answers, is shown in percent.
+    """
+
+    name: str = SCORE
+    goal: Goal = "max"
+    share: bool = True
+
+    def gain(self, value: float, reference: float) -> float:
+        """By how much `value` is better than `reference`: below 0 where it is worse."""
+        return value - reference if self.goal == "max" else reference - value
+
+    def one_percent(self, reference: float) -> float:
+        """One point of a share; of another score one per cent of `reference`."""
+        return 0.01 if self.share else 0.01 * abs(reference)
+
+    def change(self, value: float, reference: float) -> str:
+        """What came of `reference`: ``-0.4 points`` of a share, ``RMSE +1.2%`` of another score."""
+        size = self.one_percent(reference)
+        ones = round((value - reference) / size, 1) if size else 0.0
+        words = f"{ones:+.1f}" if ones else "±0.0"
+        return f"{words} points" if self.share else f"{self.name} {words}%"
+
+    def show(self, value: float) -> str:
+        """``97.5%``, or the plain figure where it is no share."""
+        return percent(value) if self.share else f"{value:.4g}"
+
+    def words(self, value: float) -> str:
+        """``accuracy 0.9754``."""
+        return f"{self.name} {value:.4f}" if self.share else f"{self.name} {value:.4g}"
+
+
+USUAL = Scoring()
 
 
 class Objective(Noun):
@@ -35,18 +75,23 @@ class Objective(Noun):
     goal: Goal
 
     @classmethod
-    def of(cls, metric: "str | Objective") -> "Objective":
+    def of(cls, metric: "str | Objective", scoring: Scoring = USUAL) -> "Objective":
         """The objective of a metric by its name (`size` is short for `size_bytes`, and so on; ``latency/openvino-cpu`` is the
-        latency at a further target).
+        latency at a further target; the score may go by its name in `scoring` too).
 
         Raises `UnknownNameError`; a metric of the task's own is given as `Objective(metric=..., goal=...)`.
         """
         if isinstance(metric, Objective):
             return metric
-        name = _long(metric)
+        name = _long(metric, scoring)
         if base_of(name) not in METRICS:
-            raise unknown_name("metric", metric, METRICS)
-        return cls(metric=name, goal=METRICS[base_of(name)])
+            raise unknown_name("metric", metric, {*METRICS, scoring.name})
+        return cls(metric=name, goal=scoring.goal if name == SCORE else METRICS[base_of(name)])
+
+    @property
+    def is_cost(self) -> bool:
+        """True for what is compared as a ratio, such as bytes and times; scores are compared by differences."""
+        return self.goal == "min" and self.metric != SCORE
 
     def better(self, left: float, right: float) -> bool:
         return left < right if self.goal == "min" else left > right
@@ -62,17 +107,23 @@ class Limit(Noun):
     text: str
 
     @classmethod
-    def parse(cls, text: str) -> "Limit":
+    def parse(cls, text: str, scoring: Scoring = USUAL) -> "Limit":
         """Reads ``accuracy >= baseline - 0.01``, ``size <= 100 kB``, ``latency <= 0.5 * baseline``, ``size <= baseline / 12``.
 
-        Raises `InputError` that shows these forms, or the units that the metric has.
+        The score may go by its name in `scoring` too. Raises `InputError` that shows these forms, the units that the metric
+        has, or on which side of its bound a score is better.
         """
         match = _LIMIT.match(text)
         if match is None:
             raise _unreadable(text)
         name, op, bound = match.groups()
-        metric = _long(name)
-        if plain := _PLAIN.match(bound):
+        metric = _long(name, scoring)
+        if metric == SCORE and (op == "<=") != (scoring.goal == "min"):
+            good, sign, side = ("<=", "+", "lower") if scoring.goal == "min" else (">=", "-", "higher")
+            raise InputError(
+                f"limit {text!r}: {side} is better for this score; write it like '{name} {good} baseline {sign} 0.01'"
+            )
+        if (plain := _PLAIN.match(bound)) and not (bound.startswith("-") and METRICS.get(base_of(metric)) == "min"):
             factor, offset = 0.0, float(plain[1]) * _unit(plain[2], metric, text)
         elif shifted := _SHIFTED.match(bound):
             shift = float(shifted[2]) * _unit(shifted[3], metric, text) if shifted[2] else 0.0
@@ -106,7 +157,9 @@ def base_of(metric: str) -> str:
     return metric.partition("/")[0]
 
 
-def _long(metric: str) -> str:
+def _long(metric: str, scoring: Scoring) -> str:
+    if metric == scoring.name:
+        return SCORE
     name, slash, place = metric.partition("/")
     return _SHORT.get(name, name) + slash + place
 

@@ -17,6 +17,7 @@ from autocompress import words
 from autocompress.experiment import Experiment
 from autocompress.front import FrontSoFar, ParetoFront, Pick
 from autocompress.listeners import Silent, View
+from autocompress.objective import SCORE, Scoring
 from autocompress.pace import Pace
 from autocompress.result import Rung, Status, TrialResult
 from autocompress.search import Asked
@@ -63,7 +64,9 @@ class Tally:
     ) -> None:
         self.experiment, self.baseline = experiment, baseline
         self.pace = Pace(experiment, time.monotonic(), tuple(results), spent)
-        self._front = FrontSoFar(experiment.parsed_objectives, experiment.parsed_limits, baseline, results)
+        self.scoring = experiment.task.scoring
+        objectives, limits = experiment.parsed_objectives, experiment.parsed_limits
+        self._front = FrontSoFar(objectives, limits, baseline, results, scoring=self.scoring)
         self._ends = Counter(result.status for result in results)
         self._count = len(results)
         self._refitting = False
@@ -111,9 +114,9 @@ class _Running:
     sizes: dict[str, float] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
 
-    def in_words(self, baseline: dict[str, float]) -> str:
-        step, accuracy = (None, 0.0) if self.rung is None else (self.rung.step, self.rung.accuracy)
-        return words.under_way(self.refit_of, step, accuracy, self.sizes, baseline)
+    def in_words(self, baseline: dict[str, float], scoring: Scoring) -> str:
+        step, score = (None, "") if self.rung is None else (self.rung.step, scoring.words(self.rung.accuracy))
+        return words.under_way(self.refit_of, step, score, self.sizes, baseline)
 
 
 class QuietView(Silent):
@@ -175,7 +178,7 @@ class PlainView:
         self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult], *, spent: float = 0.0
     ) -> None:
         self._tally = Tally(experiment, baseline, recorded, spent=spent)
-        self.say(baseline_in_words(baseline))
+        self.say(baseline_in_words(baseline, self._tally.scoring))
         if recorded:
             self.say(f"{len(recorded)} trials are on record; going on from there")
 
@@ -194,7 +197,7 @@ class PlainView:
         parts = [tally.done_of(), *_early_ends(tally)]
         if (seconds := tally.seconds_left()) is not None:
             parts.append(f"{words.clock(seconds)} left")
-        self.say(f"[{', '.join(parts)}] trial {result.number}: {result_in_words(result, tally.baseline)}")
+        self.say(f"[{', '.join(parts)}] trial {result.number}: {result_in_words(result, tally.baseline, tally.scoring)}")
 
 
 class LiveView:
@@ -231,7 +234,7 @@ class LiveView:
     ) -> None:
         self._news, self._measuring, self._best, self._stopped = "", None, "", ""
         self._tally = Tally(experiment, baseline, recorded, spent=spent)
-        _line(self._console, baseline_in_words(baseline))
+        _line(self._console, baseline_in_words(baseline, self._tally.scoring))
         if recorded:
             _line(self._console, f"{len(recorded)} trials are on record; going on from there")
             self._best = self._best_so_far(self._tally)
@@ -253,7 +256,7 @@ class LiveView:
         self._running.pop(result.number, None)
         tally.finished(result)
         self._best = self._best_so_far(tally)
-        news = f"trial {result.number}: {result_in_words(result, tally.baseline)}"
+        news = f"trial {result.number}: {result_in_words(result, tally.baseline, tally.scoring)}"
         if result.status is Status.FAILED:
             _line(self._console, news)
         if result.status is Status.STOPPED:
@@ -263,8 +266,8 @@ class LiveView:
         front = tally.front()
         pick = front.recommended()
         if pick is not None:
-            members = len(front.members)
-            return f"best so far: trial {pick.number}, {words.gains(pick.metrics, tally.baseline)}; {members} on the front"
+            gains, members = _gains(pick, tally.baseline, tally.scoring), len(front.members)
+            return f"best so far: trial {pick.number}, {gains}; {members} on the front"
         return "no trial within the limits yet" if front.nearest else ""
 
     def _render(self) -> RenderableType:
@@ -290,7 +293,7 @@ class LiveView:
         rows: list[RenderableType] = [head]
         now = time.monotonic()
         for number, running in sorted(self._running.items())[:_RUNNING_SHOWN]:
-            where = running.in_words(tally.baseline)
+            where = running.in_words(tally.baseline, tally.scoring)
             rows.append(Text(f"  trial {number}: {where} ({now - running.began:.0f} s)", style="dim"))
         if self._stopped:
             rows.append(Text(f"  {self._stopped}", style="dim", no_wrap=True, overflow="ellipsis"))
@@ -314,34 +317,38 @@ def _ends_of(front: ParetoFront, baseline: dict[str, float]) -> Table:
         grid.add_column(justify=justify)
     for member in front.members if len(front.members) > 1 else ():
         if member.number in named:
-            *ratios, score = words.gains(member.metrics, baseline).split(", ")
+            ratios, score = words.ratios(member.metrics, baseline), Text(front.scoring.words(member.metrics[SCORE]))
             grid.add_row(f"  trial {member.number}", *ratios, score, ", ".join(named[member.number]), style="dim")
     return grid
 
 
-def baseline_in_words(baseline: dict[str, float]) -> str:
+def baseline_in_words(baseline: dict[str, float], scoring: Scoring) -> str:
     """``uncompressed: 420.0 kB, 0.80 ms, accuracy 0.9820``."""
     size, latency = baseline["size_bytes"] / 1000, baseline["latency_ms"]
-    return f"uncompressed: {size:,.1f} kB, {latency:.3g} ms, accuracy {baseline['accuracy']:.4f} (validation)"
+    return f"uncompressed: {size:,.1f} kB, {words.milliseconds(latency)}, {scoring.words(baseline[SCORE])} (validation)"
 
 
-def result_in_words(result: TrialResult, baseline: dict[str, float]) -> str:
+def result_in_words(result: TrialResult, baseline: dict[str, float], scoring: Scoring) -> str:
     """What came of a trial, in one line."""
     if result.status is Status.COMPLETE:
         further = "" if result.refit_of is None else f"trial {result.refit_of} trained further: "
-        return f"{further}{words.gains(result.metrics, baseline)} ({result.summary})"
+        return f"{further}{_gains(result, baseline, scoring)} ({result.summary})"
     if result.status is Status.STOPPED:
-        return f"stopped{_last_rung(result, baseline)} ({result.summary})"
+        return f"stopped{_last_rung(result, baseline, scoring)} ({result.summary})"
     return f"failed: {result.error}"
 
 
-def _last_rung(result: TrialResult, baseline: dict[str, float]) -> str:
+def _gains(result: TrialResult, baseline: dict[str, float], scoring: Scoring) -> str:
+    return words.gains(scoring.words(result.metrics[SCORE]), result.metrics, baseline)
+
+
+def _last_rung(result: TrialResult, baseline: dict[str, float], scoring: Scoring) -> str:
     """`` at step 50: 31.0x smaller, 3.40x faster, accuracy 0.4100``; what a rung does not know is left out."""
     if not result.rungs:
         return ""
     last = result.rungs[-1]
     sizes = {name: value for rung in result.rungs for name, value in rung.metrics.items()}
-    return f" at step {last.step}: {', '.join([*words.ratios(sizes, baseline), f'accuracy {last.accuracy:.4f}'])}"
+    return f" at step {last.step}: {words.gains(scoring.words(last.accuracy), sizes, baseline)}"
 
 
 def _early_ends(tally: Tally) -> list[str]:

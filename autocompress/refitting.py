@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from autocompress.errors import ExperimentError
 from autocompress.front import ParetoFront, hypervolume, missed, non_dominated
-from autocompress.objective import Limit, Objective
+from autocompress.objective import USUAL, Limit, Objective, Scoring
 from autocompress.policy import Finetune, Policy
 from autocompress.result import Status, TrialResult
 
@@ -50,6 +50,7 @@ def next_to_refit(
     baseline: dict[str, float],
     *,
     taken: Collection[int],
+    scoring: Scoring = USUAL,
 ) -> TrialResult | None:
     """The complete trial that would add most to the hypervolume if it won back half of what it has lost in score.
 
@@ -61,7 +62,7 @@ def next_to_refit(
     known = [result.metrics for result in complete if not missed(result.metrics, limits, baseline)]
     known += [hoped(result, objectives, baseline) for result in complete if result.number in taken]
     known = non_dominated(known, objectives)  # what is dominated adds nothing, and of it there may be thousands
-    front = {member.number for member in ParetoFront.of(results, objectives, limits, baseline).members}
+    front = {member.number for member in ParetoFront.of(results, objectives, limits, baseline, scoring).members}
     candidates = [result for result in complete if result.refit_of is None and result.number not in taken]
     oldest = max(0, len(candidates) - _CANDIDATES)
     latest = [result for place, result in enumerate(candidates) if place >= oldest or result.number in front]
@@ -82,7 +83,7 @@ def _reference(
     """The uncompressed model or, where none of the points has a hypervolume beside it, what is worse than all of them."""
     if hypervolume(points, objectives, baseline):
         return baseline
-    worst = {one.metric: max((point[one.metric] for point in points), default=0.0) for one in objectives if one.goal == "min"}
+    worst = {one.metric: max((point[one.metric] for point in points), default=0.0) for one in objectives if one.is_cost}
     return {**baseline, **{metric: max(_BEYOND * value, baseline[metric]) for metric, value in worst.items()}}
 
 
@@ -142,6 +143,6 @@ def hoped(result: TrialResult, objectives: Sequence[Objective], baseline: dict[s
     metrics = dict(result.metrics)
     for objective in objectives:
         name = objective.metric
-        if objective.goal == "max" and metrics[name] < baseline[name]:
+        if not objective.is_cost and objective.better(baseline[name], metrics[name]):
             metrics[name] += _WON_BACK * (baseline[name] - metrics[name])
     return metrics

@@ -263,6 +263,7 @@ def _conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str
             layers=baseline.layers,
             objectives=experiment.parsed_objectives,
             limits=experiment.parsed_limits,
+            scoring=experiment.task.scoring,
             baseline=baseline.metrics,
             datasets={split: nested.count(targets) for split, (_, targets) in data.items()},
             digests={split: nested.digest(*pair) for split, pair in data.items()},
@@ -343,7 +344,8 @@ def _finish(run: Run, job: Job, driver: Driver, live: FrontFile, tracker: Mlflow
         problem = error
     write_whole(folder.front_json, front.to_json(indent=1))
     try:
-        write_importance(folder, experiment.parsed_objectives, seed=experiment.seed)
+        if run.note.study is None:  # that of several runs says nothing of this one
+            write_importance(folder, experiment.parsed_objectives, seed=experiment.seed)
     except Exception:  # noqa: BLE001  # a forest grown on few points: it must not cost the report either
         _log.exception("the importances of the knobs could not be computed")
     tracker.settle()

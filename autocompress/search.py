@@ -124,7 +124,7 @@ class Search:
         _check(experiment, baseline)
         self._usual_steps = rehearse(experiment, layers, prior)
         self._results: list[TrialResult] = []
-        self._front = FrontSoFar(self._objectives, self._limits, baseline)
+        self._front = self._front_of(())
         self._sampled = 0  # of the results: without refits
         self._told: set[int] = set()
         self._finished: dict[str, TrialResult] = {}  # by the key of the policy
@@ -168,7 +168,7 @@ class Search:
     @property
     def hypervolumes(self) -> list[float]:
         """The hypervolume of the front after each of `results`; computed anew, which takes its time when there are many."""
-        so_far = FrontSoFar(self._objectives, self._limits, self._baseline)
+        so_far = self._front_of(())
         return list(accumulate((so_far.add(result).hypervolume() for result in self._results), max))
 
     @property
@@ -263,6 +263,10 @@ class Search:
             self._hopeless = True
             self.stop(f"all of {self._told_here} trials failed for the same reason: {judged.error}; mend that, then resume")
 
+    def _front_of(self, results: Sequence[TrialResult]) -> FrontSoFar:
+        scoring = self._experiment.task.scoring
+        return FrontSoFar(self._objectives, self._limits, self._baseline, results, scoring=scoring)
+
     def _checkpoint_sha256(self, number: int) -> str | None:
         parent = next((result for result in self._results if result.number == number), None)
         return None if parent is None else parent.sha256.get(CHECKPOINT)
@@ -342,7 +346,14 @@ class Search:
             return next(result for result in self._results if result.number == open_ones[0])
         if self._refitted() >= refit.models:
             return None
-        return next_to_refit(self._results, self._objectives, self._limits, self._baseline, taken=self._refits)
+        return next_to_refit(
+            self._results,
+            self._objectives,
+            self._limits,
+            self._baseline,
+            taken=self._refits,
+            scoring=self._experiment.task.scoring,
+        )
 
     def _next_refit(self, parent: TrialResult | None) -> Trial | None:
         """Further training of `parent` as a new trial of the study. None when there is no time left for it."""
@@ -485,7 +496,7 @@ class Search:
                 if result.refit_of is not None:
                     self._refits.setdefault(result.refit_of, []).append(result.number)
         # All at once: the front after each of thousands is nobody's concern.
-        self._front = FrontSoFar(self._objectives, self._limits, self._baseline, self._results)
+        self._front = self._front_of(self._results)
         trials = self._study.get_trials(deepcopy=False)
         last = max(results, default=-1)
         if self._share is not None and last >= len(trials):

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from autocompress.noun import Noun
+from autocompress.objective import USUAL, Scoring
 from autocompress.result import Rung
 
 
@@ -22,8 +23,8 @@ class Session(Noun):
     `doing` is what it says of itself, `searching` since when there are trials (None: not yet). `ends` is when the search is
     expected to end, as far as that can be told. Of the budget `trials`, `minutes` and `worker_seconds` are what there is
     (None: no bound), `sampled`, `refits` and `used` how many trials, refits and worker-seconds there were so far. `baseline`
-    has the metrics of the uncompressed model. `ended` is why the search has ended; None while it goes on, and for ever when
-    its process was killed.
+    has the metrics of the uncompressed model, `scoring` what is known of scores. `ended` is why the search has ended; None
+    while it goes on, and for ever when its process was killed.
     """
 
     version: Literal[1] = 1
@@ -39,5 +40,6 @@ class Session(Noun):
     used: float = 0.0
     ends: float | None = None
     baseline: dict[str, float] = {}
+    scoring: Scoring = USUAL
     running: tuple[Running, ...] = ()
     ended: str | None = None

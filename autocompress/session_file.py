@@ -46,7 +46,8 @@ class SessionFile:
         self._pace = Pace(experiment, time.monotonic(), tuple(recorded), spent)
         bounds: dict[str, Any] = {"trials": budget.trials, "minutes": budget.minutes, "worker_seconds": budget.worker_seconds}
         refits = sum(result.refit_of is not None for result in recorded)
-        self._write(doing="searching", searching=time.time(), refits=refits, baseline=baseline, **bounds)
+        known: dict[str, Any] = {"baseline": baseline, "scoring": experiment.task.scoring}
+        self._write(doing="searching", searching=time.time(), refits=refits, **known, **bounds)
 
     def started(self, asked: Asked) -> None:
         if self._pace is not None:

@@ -28,6 +28,7 @@ def front_summary(front: ParetoFront, results: Sequence[TrialResult]) -> dict[st
         "hypervolume": front.hypervolume(),
         "objectives": {objective.metric: objective.goal for objective in front.objectives},
         "limits": [limit.text for limit in front.limits],
+        "score": front.scoring.model_dump(),
         "uncompressed": {"metrics": front.baseline, "test": _test(front.baseline_test)},
         "recommended": None if chosen is None else chosen.number,
         "picks": {how: result.number for how, result in picks.items() if result is not None},

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autocompress import nested
+from autocompress.objective import Scoring
 
 Split = Literal["train", "validation", "test"]
 Array = NDArray[Any]
@@ -22,7 +23,9 @@ class Task(ABC):
     once, at the end.
     """
 
+    score_name: str = "score"
     score_range: tuple[float, float] = (0.0, 1.0)
+    lower_is_better: bool = False
     divergence_unit: str = "mean squared difference of the outputs, as a share of their variance"
 
     @abstractmethod
@@ -43,10 +46,16 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, outputs: Any, targets: Any) -> float:
-        """How good the outputs of a whole split are, in `score_range`, higher is better. Recorded as ``accuracy``.
+        """How good the outputs of a whole split are, in `score_range`, or how bad where `lower_is_better`.
 
-        Of an error give the negative, and a range like (-100, 0).
+        Recorded as ``accuracy``, shown as `score_name`; in percent where the range is 0 to 1.
         """
+
+    @property
+    def scoring(self) -> Scoring:
+        """What the score is called, which way is better, and whether it is a share."""
+        low, high = self.score_range
+        return Scoring(name=self.score_name, goal="min" if self.lower_is_better else "max", share=(low, high) == (0.0, 1.0))
 
     def interval(self, outputs: Any, targets: Any) -> tuple[float, float]:
         """The 95 % confidence interval of `score`: by default the percentiles of 500 bootstrap resamples (Efron, 1979)."""
@@ -89,6 +98,7 @@ class ClassificationTask(Task):
     Of a model with several outputs, those called ``logits`` count, or the first of a tuple. Targets below 0 do not count.
     """
 
+    score_name = "accuracy"
     divergence_unit = "KL of the outputs, nats"
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:

@@ -26,6 +26,7 @@ from autocompress.folder import write_whole
 from autocompress.lane import Lane
 from autocompress.measure import Place, Places, checked_score, download_bytes, here, score, size_bytes
 from autocompress.nested import Nested
+from autocompress.objective import SCORE
 from autocompress.policy import Policy
 from autocompress.probe import cost
 from autocompress.result import Rung, Status, TrialResult
@@ -188,15 +189,15 @@ def trial_rungs(
         ):
             reached.append(rung.model_copy(update={"metrics": early, "seconds": clock.total}))
             yield reached[-1]
-        best = max(reached, key=lambda rung: (rung.accuracy, rung.step))
+        best = max(reached, key=lambda rung: (task.scoring.gain(rung.accuracy, 0.0), rung.step))
         if untrained is not None and best.step == 0:
-            metrics = {**early, "accuracy": untrained}
+            metrics = {**early, SCORE: untrained}
         else:
             files = exported(student)
             compared(files, student)
             with clock.stage("evaluate"):
                 accuracy = _score(files[target.runtime], task, first, data, expected=best.accuracy)
-            metrics = {**measured(files, student), "accuracy": accuracy}
+            metrics = {**measured(files, student), SCORE: accuracy}
         kept: dict[str, bytes | str] = {CHECKPOINT: _checkpoint(student), "policy.json": policy.to_json(indent=1)}
         kept |= {file_name(target, place): files[runtime] for runtime, place in target.by_runtime.items()}
         _keep(folder, kept)

@@ -19,6 +19,7 @@ from autocompress.lane import Lane
 from autocompress.measure import checked_score, download_bytes
 from autocompress.nested import Nested
 from autocompress.noun import Noun
+from autocompress.objective import USUAL, Scoring
 from autocompress.opened import open_run
 from autocompress.result import Environment
 from autocompress.runtimes import Runtime, file_name, runtime_of
@@ -34,9 +35,9 @@ POLICY, CLAIMS, README = "policy.json", "verify.json", "README.md"
 # Latency is told as a ratio to the uncompressed model. Up to 25 % off is noise, up to twice as slow another machine.
 _LATENCY_NOISE = 0.25
 _LATENCY_FACTOR = 2.0
-# The same kernels give the same bits; those of another CPU or another version round differently.
-_SAME_SCORE = 1e-9
-_OTHER_SCORE = 0.005
+# The same kernels give the same bits; those of another CPU or another version round differently. In points, or per cent.
+_SAME_SCORE = 1e-7
+_OTHER_SCORE = 0.5
 _DOWNLOAD_SHARE = 0.01
 
 _CHILD = Path(__file__).with_name("verify_child.py")
@@ -47,8 +48,8 @@ Holds = Literal["yes", "roughly", "no"]
 class Claims(Noun):
     """`verify.json` of an exported model: what was measured on the file, and where.
 
-    `accuracy` is the score on the test split. `latency_ratio` is to the uncompressed model in the same session.
-    `run` is the path of the run folder, `environment` the machine that measured.
+    `accuracy` is the score on the test split, `scoring` what is known of it. `latency_ratio` is to the uncompressed model in
+    the same session. `run` is the path of the run folder, `environment` the machine that measured.
     """
 
     version: Literal[1] = 1
@@ -57,6 +58,7 @@ class Claims(Noun):
     sha256: str
     size_bytes: int
     download_bytes: int
+    scoring: Scoring = USUAL
     accuracy: TestScore
     validation_accuracy: float
     latency_ms: float
@@ -195,9 +197,9 @@ def _near(claim: str, claimed: int, measured: int) -> Checked:
 def _accuracy(claims: Claims, measured: float, examples: int, version: dict[str, str]) -> Checked:
     claimed, where = claims.accuracy.accuracy, claims.environment
     same = where is not None and where.cpu == environment().cpu and version.items() <= where.versions.items()
-    gap = abs(measured - claimed)
+    gap = abs(claims.scoring.gain(measured, claimed)) / (claims.scoring.one_percent(claimed) or 1.0)
     holds: Holds = "yes" if gap <= _SAME_SCORE else "roughly" if not same and gap <= _OTHER_SCORE else "no"
-    return Checked(f"accuracy, {examples:,} test examples", f"{claimed:.6f}", f"{measured:.6f}", holds)
+    return Checked(f"{claims.scoring.name}, {examples:,} test examples", f"{claimed:.6f}", f"{measured:.6f}", holds)
 
 
 def _latency(claims: Claims, timed: dict[str, Any]) -> Checked:

@@ -4,14 +4,24 @@ import math
 from datetime import timedelta
 
 
+def times(ratio: float, better: str, worse: str, digits: int = 1) -> str:
+    """``3.1x faster``, or ``2.0x slower`` for a `ratio` of 0.5."""
+    return f"{ratio:.{digits}f}x {better}" if ratio >= 0.995 else f"{1 / ratio:.{digits}f}x {worse}"
+
+
 def ratios(metrics: dict[str, float], baseline: dict[str, float]) -> list[str]:
     """How much smaller and faster, as far as it is known: ``31.0x smaller``, ``3.40x faster``."""
     found = []
     if "size_bytes" in metrics:
-        found.append(f"{baseline['size_bytes'] / metrics['size_bytes']:.1f}x smaller")
+        found.append(times(baseline["size_bytes"] / metrics["size_bytes"], "smaller", "larger"))
     if "latency_ms" in metrics:
-        found.append(f"{baseline['latency_ms'] / metrics['latency_ms']:.2f}x faster")
+        found.append(times(baseline["latency_ms"] / metrics["latency_ms"], "faster", "slower", 2))
     return found
+
+
+def milliseconds(value: float) -> str:
+    """``0.220 ms``, ``1,230 ms``."""
+    return f"{f'{value:#.3g}'.rstrip('.')} ms" if value < 999.5 else f"{value:,.0f} ms"
 
 
 def percent(share: float) -> str:
@@ -19,19 +29,17 @@ def percent(share: float) -> str:
     return f"{math.floor(1000 * share + 0.5) / 10:.1f}%"
 
 
-def gains(metrics: dict[str, float], baseline: dict[str, float]) -> str:
-    """``31.0x smaller, 3.40x faster, accuracy 0.9760`` of a complete trial."""
-    return ", ".join([*ratios(metrics, baseline), f"accuracy {metrics['accuracy']:.4f}"])
+def gains(score: str, metrics: dict[str, float], baseline: dict[str, float]) -> str:
+    """``31.0x smaller, 3.40x faster, accuracy 0.9760`` of a complete trial; its `score` is in words already."""
+    return ", ".join([*ratios(metrics, baseline), score])
 
 
-def under_way(
-    refit_of: int | None, step: int | None, accuracy: float, metrics: dict[str, float], baseline: dict[str, float]
-) -> str:
+def under_way(refit_of: int | None, step: int | None, score: str, metrics: dict[str, float], baseline: dict[str, float]) -> str:
     """What a trial does: ``compressing``, then what was known at its latest rung, after `step` steps."""
     start = "compressing" if refit_of is None else f"training trial {refit_of} further"
     if step is None:
         return start
-    parts = [*ratios(metrics, baseline), f"accuracy {accuracy:.4f} after {step} steps"]
+    parts = [*ratios(metrics, baseline), f"{score} after {step} steps"]
     return ", ".join(parts if refit_of is None else [start, *parts])
 
 

@@ -30,7 +30,7 @@ from autocompress.drivers.local import LocalDriver
 from autocompress.errors import InputError
 from autocompress.export import export
 from autocompress.folder import RunFolder
-from autocompress.front import USUAL_DROP, ParetoFront
+from autocompress.front import ParetoFront
 from autocompress.opened import Options, open_run
 from autocompress.progress import open_view
 from autocompress.result import TrialResult
@@ -181,12 +181,11 @@ def print_goals(name: str, goal: Goal, front: ParetoFront) -> None:
     print(f"\n{name}, trial {member.number}: {member.summary}")
     print_goal("times smaller than the float file", smaller, at_least=goal.times_smaller)
     print_goal(f"times faster on {TARGET.runtime}", faster, at_least=goal.times_faster)
-    print_goal("points lost on test data", lost, at_most=100 * USUAL_DROP)
+    print_goal("points lost on test data", lost, at_most=1)
 
 
 def _within_a_point(front: ParetoFront) -> list[TrialResult]:
-    least = front.baseline["accuracy"] - USUAL_DROP - 1e-9
-    return [member for member in front.members if member.metrics["accuracy"] >= least]
+    return [member for member in front.members if front.drop(member) <= 0.01 + 1e-9]
 
 
 def _times(member: TrialResult, front: ParetoFront) -> tuple[float, float]:

@@ -78,7 +78,9 @@ from torch import nn
 from autocompress import Task
 
 class Reconstruction(Task):
-    score_range = (-100.0, 0.0)
+    score_name = "RMSE"
+    score_range = (0.0, 100.0)
+    lower_is_better = True
 
     def model(self):
         torch.manual_seed(0)
@@ -100,7 +102,7 @@ class Reconstruction(Task):
         return (outputs - targets).square().mean()
 
     def score(self, outputs, targets):
-        return -float(np.sqrt(np.square(outputs - targets).mean()))
+        return float(np.sqrt(np.square(outputs - targets).mean()))
 """
 
 names = st.from_regex("[a-z]{1,4}", fullmatch=True)
@@ -163,7 +165,7 @@ def test_a_search_on_several_inputs_and_outputs(tracking_uri: str, tmp_path: Pat
 
 
 def test_a_search_for_a_small_error(tracking_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    limits = ("accuracy >= baseline - 1",)
+    limits = ("RMSE <= baseline + 1",)
     file = write_experiment(
         tmp_path, task="Reconstruction()", classes=RECONSTRUCTION, space=SPACE, trials=2, limits=limits, name="error.py"
     )
@@ -172,7 +174,23 @@ def test_a_search_for_a_small_error(tracking_uri: str, tmp_path: Path, capsys: p
     front = run_search(file, tmp_path / "run", driver=LocalDriver(), tracking_uri=tracking_uri)
     results = RunFolder(tmp_path / "run").results()
     assert [str(result.status) for result in results] == ["complete", "complete"], [result.error for result in results]
-    assert all(-1 < result.metrics["accuracy"] < 0 for result in results)
+    assert all(0 < result.metrics["accuracy"] < 1 for result in results)
+    for result in results:
+        best = min(result.rungs, key=lambda rung: rung.accuracy)
+        assert result.metrics["accuracy"] == pytest.approx(best.accuracy, rel=0.05), "the file is that of the best rung"
     assert front.members
+    errors = {member.number: member.metrics["accuracy"] for member in front.members}
+    best_of_all = front.pick("best")
+    assert best_of_all is not None
+    assert best_of_all.number == min(errors, key=lambda number: errors[number])
+    said = capsys.readouterr().out
+    assert call("front", tmp_path / "run") == 0
+    said += capsys.readouterr().out
+    assert "RMSE" in said
+    assert "accuracy" not in said
+    assert "RMSE (validation)" in (tmp_path / "run/front.md").read_text()
+    assert "accuracy" not in (tmp_path / "run/front.md").read_text()
     assert call("export", tmp_path / "run", "--pick", "best", "-o", tmp_path / "out", "--max-drop", "1") == 0
+    assert "| RMSE, test |" in (tmp_path / "out/README.md").read_text()
     assert call("verify", tmp_path / "out") == 0
+    assert "RMSE, 256 test examples" in capsys.readouterr().out

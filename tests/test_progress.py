@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from autocompress.experiment import Budget, Experiment
+from autocompress.objective import USUAL
 from autocompress.policy import Policy
 from autocompress.progress import LiveView, PlainView, Tally, result_in_words
 from autocompress.refitting import Refit
@@ -46,14 +47,14 @@ def plain() -> PlainView:
 
 
 def test_what_came_of_a_trial_in_words() -> None:
-    assert result_in_words(made_halted(5), BASELINE) == (
+    assert result_in_words(made_halted(5), BASELINE, USUAL) == (
         "stopped at step 50: 10.0x smaller, 2.00x faster, accuracy 0.4100 (-75% channels, w2 a8, 150 steps)"
     )
-    assert result_in_words(made_stop(5), BASELINE) == "stopped at step 0: accuracy 0.3000 ()"
-    assert result_in_words(made_refits()[1], BASELINE) == (
+    assert result_in_words(made_stop(5), BASELINE, USUAL) == "stopped at step 0: accuracy 0.3000 ()"
+    assert result_in_words(made_refits()[1], BASELINE, USUAL) == (
         "trial 1 trained further: 17.5x smaller, 3.64x faster, accuracy 0.9760 (-50% channels, w4 a8, 107 steps, KD T=4)"
     )
-    assert result_in_words(made_failure(3, "out of memory"), BASELINE) == "failed: out of memory"
+    assert result_in_words(made_failure(3, "out of memory"), BASELINE, USUAL) == "failed: out of memory"
 
 
 def test_a_tally_that_has_heard_of_each_trial_is_one_that_knew_them_all() -> None:

@@ -196,7 +196,7 @@ def _show_standings(console: Console, folder: Path, *, as_json: bool) -> None:
     worth = evidence.worth
     assert worth is not None
     plain = plain_words(landmarks(evidence.rivals, run.folder.results(), front, run.baseline().layers), front)
-    told = [line for line in (verdict(worth), plain, control(worth, front.baseline)) if line]
+    told = [line for line in (verdict(worth), plain, control(worth, front)) if line]
     if as_json:
         print_json(
             {"event": "standings", "run": str(folder), "rivals": [one.model_dump() for one in worth.standings], "verdict": told}

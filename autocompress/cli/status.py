@@ -85,7 +85,7 @@ def _state(session: "Session | None", *, alive: bool, found: bool) -> str:
 
 def _session(session: "Session | None", now: float, *, alive: bool) -> dict[str, Any]:
     if session is None:
-        return dict.fromkeys(("doing", "ended", "seconds_used", "seconds_left", "budget", "used", "uncompressed")) | {
+        return dict.fromkeys(("doing", "ended", "seconds_used", "seconds_left", "budget", "used", "uncompressed", "score")) | {
             "running": []
         }
     until = now if alive else session.written
@@ -97,6 +97,7 @@ def _session(session: "Session | None", now: float, *, alive: bool) -> dict[str,
         "budget": {name: getattr(session, name) for name in ("trials", "minutes", "worker_seconds")},
         "used": {"trials": session.sampled, "trained_further": session.refits, "worker_seconds": session.used},
         "uncompressed": session.baseline,
+        "score": session.scoring.model_dump(),
         "running": [_running(one, now) for one in session.running] if alive else [],
     }
 
@@ -114,6 +115,8 @@ def _running(one: "Running", now: float) -> dict[str, Any]:
 
 
 def _lines(standing: dict[str, Any], run: str) -> Iterator[str]:
+    from autocompress.objective import Scoring
+
     yield _head(standing, run)
     if standing["used"] is not None:
         yield f"{'budget':<14}{_budget(standing)}"
@@ -122,7 +125,8 @@ def _lines(standing: dict[str, Any], run: str) -> Iterator[str]:
     ended = ", ".join(f"{counts[kind]} {kind.replace('_', ' ')}" for kind in kinds)
     yield f"{'trials':<14}{ended}"
     for one in standing["running"][:_RUNNING_SHOWN]:
-        what = words.under_way(one["refit_of"], one["step"], one["accuracy"] or 0.0, one["metrics"], standing["uncompressed"])
+        score = "" if one["accuracy"] is None else Scoring(**standing["score"]).words(one["accuracy"])
+        what = words.under_way(one["refit_of"], one["step"], score, one["metrics"], standing["uncompressed"])
         yield f"{'running':<14}trial {one['number']}: {what} ({one['seconds']:.0f} s)"
     if len(standing["running"]) > _RUNNING_SHOWN:
         yield f"{'':<14}and {len(standing['running']) - _RUNNING_SHOWN} more"
@@ -157,6 +161,8 @@ def _budget(standing: dict[str, Any]) -> str:
 
 def _show_front(console: Console, front: dict[str, Any] | None) -> None:
     """The picks of the front so far, each model once; the nearest models where none meets the limits."""
+    from autocompress.objective import SCORE, Scoring
+
     if front is None or not (front["front"] or front["nearest"]):
         print_line(console, f"{'front':<14}no trial is complete yet")
         return
@@ -166,11 +172,12 @@ def _show_front(console: Console, front: dict[str, Any] | None) -> None:
     shown = [model for model in front["front"] if model["number"] in roles] or front["nearest"]
     print_line(console, f"{'front':<14}{len(front['front'])} models, hypervolume {front['hypervolume']:.3f}")
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for heading in ("trial", "", "size", "latency", "accuracy", "policy"):
-        table.add_column(heading, justify="right" if heading in ("trial", "size", "latency", "accuracy") else "left")
+    scoring = Scoring(**front["score"])
+    for heading in ("trial", "", "size", "latency", Text(scoring.name), "policy"):
+        table.add_column(heading, justify="left" if heading in ("", "policy") else "right")
     for model in shown:
-        smaller, faster = f"{model['times_smaller']:.1f}x smaller", f"{model['times_faster']:.2f}x faster"
+        smaller, faster = words.ratios(model["metrics"], front["uncompressed"]["metrics"])
         role = ", ".join(roles.get(model["number"], ["nearest to the limits"]))
-        accuracy = f"{model['metrics']['accuracy']:.4f}"
-        table.add_row(*map(Text, (str(model["number"]), role, smaller, faster, accuracy, model["policy"])))
+        score = scoring.words(model["metrics"][SCORE]).removeprefix(f"{scoring.name} ")
+        table.add_row(*map(Text, (str(model["number"]), role, smaller, faster, score, model["policy"])))
     console.print(table)

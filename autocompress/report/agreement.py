@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from autocompress.front import ParetoFront
 from autocompress.layer import Group, Layers
@@ -15,6 +16,12 @@ _FEWEST_MEMBERS = 2
 _CUTS = (0.75, 0.5, 0.25)
 # Longer lists of names are counted.
 _NAMED = 4
+
+_Value = TypeVar("_Value")
+
+
+# Layer -> what each member does with it; None where it is left out.
+Settings = dict[str, list[LayerPolicy | None]]
 
 
 @dataclass(frozen=True)
@@ -41,14 +48,21 @@ def agreement_of(front: ParetoFront, layers: Layers) -> Agreement | None:
     policies = [member.policy for member in front.members]
     if len(policies) < _FEWEST_MEMBERS:
         return None
+    gone = [policy.left_out(layers.groups) for policy in policies]
+    settings: Settings = {
+        layer.name: [
+            None if layer.name in left else _setting(policy, layer.name) for policy, left in zip(policies, gone, strict=True)
+        ]
+        for layer in layers
+    }
     sentences = [
         *_on_branches(policies, layers),
-        *_on_bits(policies, layers),
-        *_on_activations(policies, layers),
+        *_on_bits(settings),
+        *_on_activations(settings),
         *_on_channels(policies, layers),
         *_on_zeros(policies),
     ]
-    return Agreement(len(policies), tuple(sentences), tuple(_spans(policies, layers)))
+    return Agreement(len(policies), tuple(sentences), tuple(_spans(policies, layers, settings)))
 
 
 def _on_branches(policies: Sequence[Policy], layers: Layers) -> Iterable[str]:
@@ -58,41 +72,43 @@ def _on_branches(policies: Sequence[Policy], layers: Layers) -> Iterable[str]:
     yield from _gathered([(group.name, done(group)) for group in layers.groups if group.branch], "{who} leave out {names}")
 
 
-def _on_bits(policies: Sequence[Policy], layers: Layers) -> Iterable[str]:
+def _on_bits(settings: Settings) -> Iterable[str]:
     by_bits: dict[str, list[tuple[str, str | None]]] = {}
-    for layer in layers:
-        bits = [_setting(policy, layer.name).weight_bits for policy in policies]
-        most, count = Counter(bits).most_common(1)[0]
-        words = "floats" if most is None else f"{most} bits"
-        by_bits.setdefault(words, []).append((layer.name, _who(count, len(policies))))
+    for name, given in settings.items():
+        bits = Counter(setting.weight_bits for setting in given if setting is not None).most_common(1)
+        for most, count in bits:
+            words = "floats" if most is None else f"{most} bits"
+            by_bits.setdefault(words, []).append((name, _who(count, len(given))))
     for words, found in by_bits.items():
         yield from _gathered(found, "{who} keep {names} in " + words)
 
 
-def _on_activations(policies: Sequence[Policy], layers: Layers) -> Iterable[str]:
-    integer = [
-        (layer.name, _shared([_setting(policy, layer.name).activation_bits is not None for policy in policies], bool))
-        for layer in layers
-    ]
+def _on_activations(settings: Settings) -> Iterable[str]:
+    def those(holds: Callable[[LayerPolicy], bool]) -> list[tuple[str, str | None]]:
+        return [(name, _shared(given, lambda one: one is not None and holds(one))) for name, given in settings.items()]
+
+    integer = those(lambda setting: setting.activation_bits is not None)
     if integer and len({who for _, who in integer}) == 1 and integer[0][1]:
         yield f"{integer[0][1]} compute every layer in 8-bit integers."
         return
     yield from _gathered(integer, "{who} compute {names} in 8-bit integers")
-    floats = [
-        (layer.name, _shared([_setting(policy, layer.name).activation_bits is None for policy in policies], bool))
-        for layer in layers
-    ]
-    yield from _gathered(floats, "{who} compute {names} in floats")
+    yield from _gathered(those(lambda setting: setting.activation_bits is None), "{who} compute {names} in floats")
 
 
 def _on_channels(policies: Sequence[Policy], layers: Layers) -> Iterable[str]:
-    shares = {group.name: [policy.channel_sparsity.get(group.name, 0.0) for policy in policies] for group in layers.groups}
+    cuts = [policy.cuts(layers.groups) for policy in policies]
+    # A branch that is left out has a sentence of its own.
+    shares = {
+        group.name: [cut.get(group.name, 0.0) for cut in cuts]
+        for group in layers.groups
+        if not any(cut.get(group.name) == 1 for cut in cuts)
+    }
     kept = [(name, _shared(cut, lambda share: share == 0)) for name, cut in shares.items()]
     yield from _gathered(kept, "{who} keep every channel of {names}")
     for least in _CUTS:
-        cut = {name: _shared([share >= least for share in given], bool) for name, given in shares.items()}
-        yield from _gathered(cut.items(), f"{{who}} remove at least {least:.0%} of the channels of {{names}}")
-        shares = {name: given for name, given in shares.items() if cut[name] is None}
+        removed = {name: _shared(given, lambda share: share >= least) for name, given in shares.items()}  # noqa: B023  # called here
+        yield from _gathered(removed.items(), f"{{who}} remove at least {least:.0%} of the channels of {{names}}")
+        shares = {name: given for name, given in shares.items() if removed[name] is None}
 
 
 def _on_zeros(policies: Sequence[Policy]) -> Iterable[str]:
@@ -101,7 +117,7 @@ def _on_zeros(policies: Sequence[Policy]) -> Iterable[str]:
         yield f"All {len(policies)} leave single weights as they are: none is set to zero."
 
 
-def _shared(values: Sequence[float | bool], holds: Callable[[float], bool]) -> str | None:
+def _shared(values: Sequence[_Value], holds: Callable[[_Value], bool]) -> str | None:
     return _who(sum(holds(value) for value in values), len(values))
 
 
@@ -128,11 +144,10 @@ def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _spans(policies: Sequence[Policy], layers: Layers) -> Iterable[Span]:
+def _spans(policies: Sequence[Policy], layers: Layers, found: Settings) -> Iterable[Span]:
     groups = {name: group for group in layers.groups for name in group.writers}
     for layer in layers:
-        gone = [layer.name in policy.left_out(layers.groups) for policy in policies]
-        settings = [_setting(policy, layer.name) for policy, left in zip(policies, gone, strict=True) if not left]
+        settings = [setting for setting in found[layer.name] if setting is not None]
         group = groups.get(layer.name)
         shares = [policy.channel_sparsity.get(group.name, 0.0) for policy in policies] if group else []
         yield Span(

@@ -3,10 +3,11 @@
 from typing import Any
 
 from autocompress.front import ParetoFront
+from autocompress.objective import SCORE
 from autocompress.report.axes import axes_of, finite
 from autocompress.report.comparison import Comparison, Contender
-from autocompress.report.data import is_share, show, show_test
-from autocompress.report.decision import export_prefix
+from autocompress.report.data import show, show_test
+from autocompress.report.decision import export_folder, export_prefix
 from autocompress.report.markdown import plain_text
 from autocompress.report.page import assembled
 from autocompress.result import TrialResult
@@ -26,7 +27,8 @@ def comparison_markdown(comparison: Comparison) -> str:
     names = [plain_text(one.name) for one in comparison.contenders]
     lines = [f"# {len(names)} runs compared", "", plain_text(verdict(comparison))]
     lines += ["", *(f"- **{plain_text(warning)}**" for warning in comparison.warnings)] if comparison.warnings else []
-    heads = ("run", "hypervolume", "size", "latency", "accuracy (validation)", "accuracy (test)", "recommended", "export")
+    score = plain_text(score_name(comparison))
+    heads = ("run", "hypervolume", "size", "latency", f"{score} (validation)", f"{score} (test)", "recommended", "export")
     lines += ["", _row(*heads), _row("---", *["---:"] * 5, "---", "---")]
     for one, name, volume in zip(comparison.contenders, names, comparison.volumes, strict=True):
         picked, pick = one.picked, one.pick
@@ -34,9 +36,9 @@ def comparison_markdown(comparison: Comparison) -> str:
         if picked is None or pick is None:
             lines.append(_row(name, volume_words, *["-"] * 4, "no trial was completed", ""))
             continue
-        base, test = one.front.baseline, one.front.test.get(picked.number)
-        figures = (show(metric, picked.metrics[metric], base) for metric in ("size_bytes", "latency_ms", "accuracy"))
-        tested = show_test(test, base) if test else "not measured"
+        scoring, test = one.front.scoring, one.front.test.get(picked.number)
+        figures = (show(metric, picked.metrics[metric], scoring) for metric in ("size_bytes", "latency_ms", SCORE))
+        tested = show_test(test, scoring) if test else "not measured"
         about = f"{pick.gains} (trial {pick.number}, {pick.role})"
         lines.append(_row(name, volume_words, *figures, tested, about, f"`{pick.command}`"))
     lines += ["", f"Hypervolume by {plain_text(comparison.reference)}."]
@@ -64,6 +66,12 @@ def verdict(comparison: Comparison) -> str:
     return f"{best} comes to the largest hypervolume, {most:.3f}; next is {second} with {next_most:.3f}."
 
 
+def score_name(comparison: Comparison) -> str:
+    """What the score of all the runs is called."""
+    names = {one.front.scoring.name for one in comparison.contenders}
+    return names.pop() if len(names) == 1 else "score"
+
+
 def _data(comparison: Comparison, title: str) -> dict[str, Any]:
     fronts = [one.front for one in comparison.contenders]
     axes = axes_of(fronts[0])
@@ -76,7 +84,8 @@ def _data(comparison: Comparison, title: str) -> dict[str, Any]:
         "ratios": bool(comparison.warnings),
         "reference": f"Hypervolume by {comparison.reference}.",
         "axes": shared,
-        "percent": all(is_share(front.baseline) for front in fronts),
+        "percent": all(front.scoring.share for front in fronts),
+        "score": {"name": score_name(comparison)},
         "runs": [
             _run(one, volume, list(shared)) for one, volume in zip(comparison.contenders, comparison.volumes, strict=True)
         ],
@@ -98,7 +107,7 @@ def _run(one: Contender, volume: float | None, metrics: list[str]) -> dict[str, 
         "baseline": {name: finite(front.baseline.get(name)) for name in metrics},
         "points": [_point(result, front, metrics) for result in front.members or front.nearest],
         "export": export_prefix(one.folder),
-        "into": f"{one.folder.path.name}-",
+        "into": export_folder(one.folder),
         "pick": None
         if pick is None or picked is None
         else {
@@ -119,7 +128,7 @@ def _point(result: TrialResult, front: ParetoFront, metrics: list[str]) -> dict[
         "number": result.number,
         "values": {name: finite(result.metrics.get(name)) for name in metrics},
         "policy": result.summary,
-        "test": show_test(test, front.baseline) if test else "",
+        "test": show_test(test, front.scoring) if test else "",
     }
 
 

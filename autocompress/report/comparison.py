@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from autocompress.errors import InputError
 from autocompress.folder import RunFolder
 from autocompress.front import ParetoFront, hypervolume
-from autocompress.objective import Objective
-from autocompress.report.data import counts_words, is_share, show
+from autocompress.objective import SCORE, Objective, Scoring
+from autocompress.report.data import counts_words, show
 from autocompress.report.decision import NEAREST, Choice, choice_of
 from autocompress.report.evidence import Evidence, evidence_of
 from autocompress.report.fine_print import machines_words, settings_words, target_words, versions_words
@@ -97,8 +97,10 @@ def comparison_of(contenders: Sequence[Contender]) -> Comparison:
 
 def common_reference(fronts: Sequence[ParetoFront], objectives: Sequence[Objective]) -> dict[str, float]:
     """A corner in which no run is favoured: the largest size and time, and the best score, of their uncompressed models."""
-    names = [objective.metric for objective in objectives]
-    return {name: max(front.baseline[name] for front in fronts) for name in names}
+    return {
+        one.metric: (max if one.is_cost or one.goal == "max" else min)(front.baseline[one.metric] for front in fronts)
+        for one in objectives
+    }
 
 
 def _volumes(
@@ -110,7 +112,7 @@ def _volumes(
         return own, f"{judged_by}; each against its own uncompressed model, since their figures cannot be compared"
     base = common_reference([one.front for one in contenders], objectives)
     volumes = tuple(hypervolume([m.metrics for m in one.front.members], objectives, base) for one in contenders)
-    corner = ", ".join(show(name, value, base) for name, value in base.items())
+    corner = ", ".join(show(name, value, contenders[0].front.scoring) for name, value in base.items())
     return volumes, f"{judged_by}; one reference for all: {corner}"
 
 
@@ -118,7 +120,7 @@ def _differences(contenders: Sequence[Contender]) -> tuple[Difference, ...]:
     graves: list[tuple[str, Callable[[Contender], str], str]] = [
         (
             "Score",
-            lambda one: "a share of right answers" if is_share(one.front.baseline) else "a number of the task's own",
+            lambda one: _score_words(one.front.scoring),
             "The scores are of different kinds: they cannot be compared.",
         ),
         (
@@ -169,6 +171,11 @@ def _difference(
     return Difference(matter, values, consequence) if len(known) > 1 else None
 
 
+def _score_words(scoring: Scoring) -> str:
+    side = "higher" if scoring.goal == "max" else "lower"
+    return f"{scoring.name}, {'a share' if scoring.share else 'a number'}, {side} is better"
+
+
 def _data(one: Contender) -> str:
     """The sizes of the splits, and a digest of what is in them."""
     known = one.evidence.mlflow
@@ -186,6 +193,6 @@ def _test_split(one: Contender) -> str:
 
 
 def _model(one: Contender) -> str:
-    base = one.front.baseline
-    figures = ", ".join(show(name, base[name], base) for name in ("size_bytes", "accuracy"))
+    base, scoring = one.front.baseline, one.front.scoring
+    figures = ", ".join(show(name, base[name], scoring) for name in ("size_bytes", SCORE))
     return f"{figures} ({one.weights})" if one.weights else figures

@@ -9,12 +9,12 @@ import pandas as pd
 
 from autocompress.front import ParetoFront, Pick, Spread, TestScore, missed
 from autocompress.layer import Layers
-from autocompress.objective import Limit, base_of
+from autocompress.objective import SCORE, Limit, Scoring, base_of
 from autocompress.result import Status, TrialResult
-from autocompress.words import percent
+from autocompress.words import milliseconds, times
 
 # Columns of the table that hold a metric under its own name, in this order.
-_METRICS = ("size_bytes", "download_bytes", "latency_ms", "accuracy", "macs", "params")
+_METRICS = ("size_bytes", "download_bytes", "latency_ms", SCORE, "macs", "params")
 # How latency_ms was found: of no use to who reads a report.
 _LEFT_OUT = ("latency_ratio", "latency_measured_ms")
 
@@ -98,40 +98,34 @@ def times_faster(metrics: dict[str, float], baseline: dict[str, float], metric: 
     return baseline[metric] / metrics[metric]
 
 
-def show(metric: str, value: float, baseline: dict[str, float]) -> str:
+def show(metric: str, value: float, scoring: Scoring) -> str:
     """A figure with its unit: ``24.0 kB``, ``0.220 ms``, ``97.5%``, ``1.2 M``."""
     metric = base_of(metric)
     if metric.endswith("_bytes"):
         return f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.1f} kB"
     if metric.endswith("_ms"):
-        return f"{f'{value:#.3g}'.rstrip('.')} ms"
-    if metric == "accuracy":
-        return percent(value) if is_share(baseline) else f"{value:.4g}"
+        return milliseconds(value)
+    if metric == SCORE:
+        return scoring.show(value)
     if metric in ("macs", "params"):
-        return f"{value / 1e6:.3g} M"
+        return f"{value / 1e6:.3g} M" if value < 1e9 else f"{value / 1e6:,.0f} M"
     return f"{value:.4g}"
 
 
-def show_test(score: TestScore, baseline: dict[str, float]) -> str:
+def show_test(score: TestScore, scoring: Scoring) -> str:
     """A test score with half the width of its interval: ``97.1 ± 0.8%``."""
-    half = (score.high - score.low) / 2
-    return _give_or_take(score.accuracy, half, baseline)
+    return _give_or_take(score.accuracy, (score.high - score.low) / 2, scoring)
 
 
-def show_spread(spread: Spread, baseline: dict[str, float]) -> str:
+def show_spread(spread: Spread, scoring: Scoring) -> str:
     """The mean score over the seeds with its standard deviation: ``97.6 ± 0.2%``."""
-    return _give_or_take(spread.mean, spread.deviation, baseline)
+    return _give_or_take(spread.mean, spread.deviation, scoring)
 
 
-def _give_or_take(value: float, error: float, baseline: dict[str, float]) -> str:
-    if is_share(baseline):
-        return f"{percent(value).removesuffix('%')} ± {percent(error)}"
+def _give_or_take(value: float, error: float, scoring: Scoring) -> str:
+    if scoring.share:
+        return f"{scoring.show(value).removesuffix('%')} ± {scoring.show(error)}"
     return f"{value:.4g} ± {error:.2g}"
-
-
-def is_share(baseline: dict[str, float]) -> bool:
-    """False for a task whose score is not a share of right answers."""
-    return 0 <= baseline["accuracy"] <= 1
 
 
 def _table(front: ParetoFront, results: Sequence[TrialResult], layers: Layers) -> pd.DataFrame:
@@ -139,6 +133,7 @@ def _table(front: ParetoFront, results: Sequence[TrialResult], layers: Layers) -
     complete = [result for result in results if result.status is Status.COMPLETE]
     complete.sort(key=lambda result: (on_front.get(result.number, len(on_front)), result.number))
     known = {name for result in complete for name in result.metrics if base_of(name) not in _LEFT_OUT}
+    known |= {objective.metric for objective in front.objectives}
     own = sorted(known - set(_METRICS))
     picks = _picks(front)
     rows = [
@@ -151,7 +146,7 @@ def _table(front: ParetoFront, results: Sequence[TrialResult], layers: Layers) -
 
 def _row_head() -> list[str]:
     return [
-        *("number", "on_front", "pick", "size_bytes", "size_ratio", "download_bytes", "latency_ms", "speedup", "accuracy"),
+        *("number", "on_front", "pick", "size_bytes", "size_ratio", "download_bytes", "latency_ms", "speedup", SCORE),
         *("seeds", "accuracy_mean", "accuracy_deviation", "test_accuracy", "test_low", "test_high", "macs", "params"),
     ]
 
@@ -188,12 +183,13 @@ def _picks(front: ParetoFront) -> dict[int, str]:
 def _nearest_line(result: TrialResult, front: ParetoFront) -> str:
     base, metrics = front.baseline, result.metrics
     gaps = [
-        f"misses {limit.text} by {_gap(limit, limit.excess(metrics, base), base)}"
+        f"misses {limit.text} by {_gap(limit, limit.excess(metrics, base), front.scoring)}"
         for limit in missed(metrics, front.limits, base)
     ]
     return (
-        f"trial {result.number}: {times_smaller(metrics, base):.1f}x smaller, {times_faster(metrics, base):.1f}x faster, "
-        f"accuracy {show('accuracy', metrics['accuracy'], base)}; {', '.join(gaps)}"
+        f"trial {result.number}: {times(times_smaller(metrics, base), 'smaller', 'larger')}, "
+        f"{times(times_faster(metrics, base), 'faster', 'slower')}, "
+        f"{front.scoring.name} {front.scoring.show(metrics[SCORE])}; {', '.join(gaps)}"
     )
 
 
@@ -212,10 +208,10 @@ def _binding_line(complete: Sequence[TrialResult], front: ParetoFront) -> str:
     )
 
 
-def _gap(limit: Limit, excess: float, baseline: dict[str, float]) -> str:
-    if limit.metric == "accuracy" and is_share(baseline):
+def _gap(limit: Limit, excess: float, scoring: Scoring) -> str:
+    if limit.metric == SCORE and scoring.share:
         return f"{100 * excess:.1f} points"
-    return show(limit.metric, excess, baseline)
+    return show(limit.metric, excess, scoring)
 
 
 def _count(number: int, what: str) -> str:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from autocompress.folder import RunFolder
 from autocompress.front import ParetoFront, Pick
-from autocompress.report.data import is_share, show, show_spread, show_test, times_faster, times_smaller
+from autocompress.objective import SCORE
+from autocompress.report.data import show_spread, show_test, times_faster, times_smaller
 from autocompress.result import TrialResult
+from autocompress.words import times
 
-_ALTERNATIVES: dict[str, Pick] = {"smallest": "smallest", "fastest": "fastest", "most accurate": "best"}
 NEAREST = "nearest to the limits"
 
 
@@ -45,34 +46,41 @@ def decision_of(front: ParetoFront, folder: RunFolder) -> Decision:
     chosen = front.recommended()
     if chosen is None:
         return Decision(None, tuple(choice_of(NEAREST, result, front, folder) for result in front.nearest))
-    ends = {role: front.pick(how) for role, how in _ALTERNATIVES.items()}
+    roles: dict[str, Pick] = {"smallest": "smallest", "fastest": "fastest", best_role(front): "best"}
+    ends = {role: front.pick(how) for role, how in roles.items()}
     return Decision(
         choice_of("recommended", chosen, front, folder),
         tuple(choice_of(role, end, front, folder) for role, end in ends.items() if end is not None),
     )
 
 
+def best_role(front: ParetoFront) -> str:
+    """What the member of the best score is called."""
+    return "most accurate" if front.scoring.name == SCORE else f"best {front.scoring.name}"
+
+
 def gains_words(result: TrialResult, front: ParetoFront) -> str:
-    """``8.9x smaller, 3.1x faster, -0.4 points``; points on the test split where both models were scored there."""
+    """``8.9x smaller, 3.1x faster, -0.4 points``; the points on the test split where both models were scored there."""
     base = front.baseline
-    faster = _times(times_faster(result.metrics, base), "faster", "slower")
+    faster = times(times_faster(result.metrics, base), "faster", "slower")
     further = [f"{times_faster(result.metrics, base, name):.1f}x on {place}" for name, place in front.further_latencies.items()]
     words = [
-        _times(times_smaller(result.metrics, base), "smaller", "larger"),
+        times(times_smaller(result.metrics, base), "smaller", "larger"),
         f"{faster} ({', '.join(further)})" if further else faster,
     ]
-    if is_share(base):
-        words.append(_points(result, front))
-    return ", ".join(words)
+    return ", ".join([*words, _change(result, front)])
 
 
 def score_words(result: TrialResult, front: ParetoFront) -> str:
     """``98.1 ± 0.6% on test``, or the validation score of a model that was not scored there."""
     test, spread = front.test.get(result.number), front.spread.get(result.number)
     if test is not None:
-        return f"{show_test(test, front.baseline)} on test"
-    score = show_spread(spread, front.baseline) if spread else show("accuracy", result.metrics["accuracy"], front.baseline)
-    return f"{score} on validation"
+        score, split = show_test(test, front.scoring), "test"
+    else:
+        score = show_spread(spread, front.scoring) if spread else front.scoring.show(result.metrics[SCORE])
+        split = "validation"
+    named = score if front.scoring.share else f"{front.scoring.name} {score}"
+    return f"{named} on {split}"
 
 
 def export_command(number: int, role: str, folder: RunFolder) -> str:
@@ -86,6 +94,11 @@ def export_prefix(folder: RunFolder) -> str:
     return f"autocompress export {shlex.quote(_from_here(folder.path))}"
 
 
+def export_folder(folder: RunFolder) -> str:
+    """``mine-``, to be followed by the number of the trial that is exported."""
+    return shlex.quote(f"{folder.path.name}-")
+
+
 def choice_of(role: str, result: TrialResult, front: ParetoFront, folder: RunFolder) -> Choice:
     return Choice(
         role=role,
@@ -96,19 +109,12 @@ def choice_of(role: str, result: TrialResult, front: ParetoFront, folder: RunFol
     )
 
 
-def _times(ratio: float, better: str, worse: str) -> str:
-    return f"{ratio:.1f}x {better}" if ratio >= 0.995 else f"{1 / ratio:.1f}x {worse}"
-
-
-def _points(result: TrialResult, front: ParetoFront) -> str:
+def _change(result: TrialResult, front: ParetoFront) -> str:
     test, before = front.test.get(result.number), front.baseline_test
     if test is not None and before is not None:
-        change = test.accuracy - before.accuracy
-    else:
-        spread = front.spread.get(result.number)
-        change = (spread.mean if spread else result.metrics["accuracy"]) - front.baseline["accuracy"]
-    points = round(100 * change, 1)
-    return f"{points:+.1f} points" if points else "±0.0 points"
+        return front.scoring.change(test.accuracy, before.accuracy)
+    spread = front.spread.get(result.number)
+    return front.scoring.change(spread.mean if spread else result.metrics[SCORE], front.baseline[SCORE])
 
 
 def _from_here(path: Path) -> str:

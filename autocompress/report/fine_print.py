@@ -9,7 +9,9 @@ from pathlib import PurePath
 import numpy as np
 
 from autocompress.front import ParetoFront
-from autocompress.report.data import is_share, show
+from autocompress.objective import SCORE
+from autocompress.report.axes import name_of
+from autocompress.report.data import show
 from autocompress.report.evidence import Evidence
 from autocompress.report.landmarks import PLAIN, Landmark
 from autocompress.result import Environment, Status, TrialResult
@@ -142,7 +144,7 @@ def _latency(front: ParetoFront, results: Sequence[TrialResult], evidence: Evide
     yield (
         "The file and the uncompressed model's run in turn in one process while nothing else trains on that machine; the ratio "
         "of their least times over several sessions, times the uncompressed model's time at the start "
-        f"({show('latency_ms', front.baseline['latency_ms'], front.baseline)})."
+        f"({show('latency_ms', front.baseline['latency_ms'], front.scoring)})."
     )
     noise = latency_noise(results)
     if noise is None:
@@ -158,7 +160,7 @@ def _latency(front: ParetoFront, results: Sequence[TrialResult], evidence: Evide
         if result.metrics.get("latency_ratio") and "latency_measured_ms" in result.metrics
     ]
     if beside:
-        low, middle, high = (show("latency_ms", float(np.quantile(beside, q)), front.baseline) for q in (0, 0.5, 1))
+        low, middle, high = (show("latency_ms", float(np.quantile(beside, q)), front.scoring) for q in (0, 0.5, 1))
         yield (
             f"Beside the trials the uncompressed model took {low} to {high}, {middle} in the middle: that is what ratios "
             "even out."
@@ -172,10 +174,11 @@ def _latency(front: ParetoFront, results: Sequence[TrialResult], evidence: Evide
 
 
 def _accuracy(front: ParetoFront) -> Iterable[str]:
-    what = "Accuracy" if is_share(front.baseline) else "The task's score"
+    side = "higher" if front.scoring.goal == "max" else "lower"
+    what = "Accuracy" if front.scoring.name == SCORE else f"The task's score ({front.scoring.name}, {side} is better)"
     yield f"{what} of the exported file, on its runtime. Intervals on the test split are 95 % confidence intervals."
     if front.spread:
-        yield "Error bars of accuracy are one standard deviation over the seeds."
+        yield f"Error bars of {front.scoring.name} are one standard deviation over the seeds."
 
 
 def _not_measured(
@@ -186,7 +189,7 @@ def _not_measured(
     elif len(front.test) < len(results):
         yield "Test scores of trials that are not on the front."
     if not front.spread:
-        yield "How much accuracy varies with the seed: each model was trained once."
+        yield f"How much {front.scoring.name} varies with the seed: each model was trained once."
     if not any(mark.models for mark in marks if mark.name == PLAIN):
         yield "Plain 8-bit quantisation of the whole network."
     if not evidence.rivals:
@@ -196,5 +199,6 @@ def _not_measured(
     if evidence.sensitivity is None:
         yield "The sensitivity of single layers."
     if front.further_latencies:
-        yield f"Accuracy on {' and '.join(front.further_latencies.values())}: a few outputs are compared there."
+        places = " and ".join(front.further_latencies.values())
+        yield f"{name_of(SCORE, front.scoring)} on {places}: a few outputs are compared there."
     yield "Memory and energy in use; latency at other batch sizes and numbers of threads than the target's."

@@ -29,11 +29,11 @@ def landmarks(
 ) -> tuple[Landmark, ...]:
     """Plain 8-bit quantisation first, then each of `rivals` (name -> its results) with what it found, limits aside."""
     everyone = [result for trials in (results, *rivals.values()) for result in trials]
-    plain = plain_8_bits(rivals.get(INT8, ()), layers) or plain_8_bits(everyone, layers)
+    plain = plain_8_bits(rivals.get(INT8, ()), layers, front) or plain_8_bits(everyone, layers, front)
     found = [Landmark(PLAIN, () if plain is None else (plain,))]
     for name, trials in rivals.items():
         if name not in (INT8, UNCOMPRESSED):
-            models = ParetoFront.of(trials, front.objectives, (), front.baseline).members
+            models = ParetoFront.of(trials, front.objectives, (), front.baseline, front.scoring).members
             found.append(Landmark(name, models[:_MOST_POINTS]))
     return tuple(found)
 
@@ -49,10 +49,10 @@ def plain_words(marks: Sequence[Landmark], front: ParetoFront) -> str:
     return ""
 
 
-def plain_8_bits(results: Sequence[TrialResult], layers: Layers) -> TrialResult | None:
+def plain_8_bits(results: Sequence[TrialResult], layers: Layers, front: ParetoFront) -> TrialResult | None:
     """Of the complete trials with all layers in 8 bits and nothing pruned, the best of those with most integer layers."""
     plain = [result for result in results if result.status is Status.COMPLETE and _is_plain(result.policy, layers)]
-    return max(plain, key=lambda result: (_integer_layers(result.policy), result.metrics["accuracy"]), default=None)
+    return max(plain, key=lambda result: (_integer_layers(result.policy), -front.drop(result)), default=None)
 
 
 def _is_plain(policy: Policy, layers: Layers) -> bool:

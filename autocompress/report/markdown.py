@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from autocompress.front import ParetoFront
 from autocompress.layer import Layers
+from autocompress.objective import SCORE
 from autocompress.report.data import Report, policy_words, remarks, show, show_spread, show_test
 from autocompress.report.decision import Decision, gains_words
 from autocompress.report.fine_print import Item
@@ -40,13 +41,14 @@ def _table(front: ParetoFront, shown: Sequence[TrialResult], decision: Decision,
     for choice in (decision.recommended, *decision.alternatives):
         if choice is not None and front.members:
             roles.setdefault(choice.number, []).append(choice.role)
-    base, before = front.baseline, front.baseline_test
+    base, before, scoring = front.baseline, front.baseline_test, front.scoring
+    name = plain_text(scoring.name)
     rows = [
-        ("trial", "size", "latency", "accuracy (validation)", "accuracy (test)", "against uncompressed", "policy"),
+        ("trial", "size", "latency", f"{name} (validation)", f"{name} (test)", "against uncompressed", "policy"),
         ("---:", "---:", "---:", "---:", "---:", "---", "---"),
         (
-            *("", *(show(metric, base[metric], base) for metric in ("size_bytes", "latency_ms", "accuracy"))),
-            *(show_test(before, base) if before else "not measured", "", "uncompressed"),
+            *("", *(show(metric, base[metric], scoring) for metric in ("size_bytes", "latency_ms", SCORE))),
+            *(show_test(before, scoring) if before else "not measured", "", "uncompressed"),
         ),
         *(_row(result, front, layers, roles.get(result.number, [])) for result in shown),
     ]
@@ -54,14 +56,14 @@ def _table(front: ParetoFront, shown: Sequence[TrialResult], decision: Decision,
 
 
 def _row(result: TrialResult, front: ParetoFront, layers: Layers, roles: Sequence[str]) -> tuple[str, ...]:
-    base, test, spread = front.baseline, front.test.get(result.number), front.spread.get(result.number)
+    scoring, test, spread = front.scoring, front.test.get(result.number), front.spread.get(result.number)
     words = "; ".join(filter(None, (policy_words(result, layers), remarks(result, front))))
     called = f" ({', '.join(roles)})" if roles else ""
     return (
         f"{result.number}{called}",
-        *(show(metric, result.metrics[metric], base) for metric in ("size_bytes", "latency_ms")),
-        show_spread(spread, base) if spread else show("accuracy", result.metrics["accuracy"], base),
-        show_test(test, base) if test else "not measured",
+        *(show(metric, result.metrics[metric], scoring) for metric in ("size_bytes", "latency_ms")),
+        show_spread(spread, scoring) if spread else scoring.show(result.metrics[SCORE]),
+        show_test(test, scoring) if test else "not measured",
         gains_words(result, front),
         plain_text(words),
     )

@@ -12,8 +12,7 @@ from autocompress.folder import RunFolder
 from autocompress.layer import Layers
 from autocompress.report.axes import axes_of, finite
 from autocompress.report.contents import Contents
-from autocompress.report.data import is_share
-from autocompress.report.decision import export_prefix
+from autocompress.report.decision import best_role, export_folder, export_prefix
 from autocompress.report.details import details_of
 from autocompress.report.fine_print import latency_noise
 from autocompress.report.sections import sections_of
@@ -77,7 +76,8 @@ def _data(contents: Contents, layers: Layers, folder: RunFolder) -> dict[str, An
     return {
         "title": report.title,
         "axes": axes,
-        "percent": is_share(front.baseline),
+        "percent": front.scoring.share,
+        "score": {"name": front.scoring.name, "best": best_role(front), "lower": front.scoring.goal == "min"},
         "columns": columns,
         "front": [member.number for member in front.members],
         "nearest": [result.number for result in front.nearest],
@@ -104,7 +104,7 @@ def _data(contents: Contents, layers: Layers, folder: RunFolder) -> dict[str, An
         ],
         "details": details_of(front, contents.results, layers, menu, evidence.costs),
         "export": export_prefix(folder),
-        "into": f"{folder.path.name}-",
+        "into": export_folder(folder),
         "mlflow": None if evidence.mlflow is None else _mlflow(evidence.mlflow),
     }
 

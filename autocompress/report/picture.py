@@ -10,7 +10,9 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
-from autocompress.report.data import Report, is_share, show, times_faster, times_smaller
+from autocompress.objective import SCORE
+from autocompress.report.data import Report, show, times_faster, times_smaller
+from autocompress.words import times
 
 # Fast to slow: lightness rises evenly, so that it can be read without colour too.
 COLOURS = ("#3d2b8c", "#2f6db3", "#1f9a8a", "#74b843", "#f0b429")
@@ -50,7 +52,9 @@ def front_figure(report: Report) -> Picture:
     _draw_marks(axes, report)
     _draw_limits(axes, report)
     _dress(axes, report, low, high)
-    _write_head(figure, report, int((report.table["accuracy"] < low).sum()))
+    scores = report.table[SCORE]
+    worse = scores < low if report.front.scoring.goal == "max" else scores > high
+    _write_head(figure, report, int(worse.sum()))
     return figure
 
 
@@ -62,8 +66,8 @@ def _main(report: Report) -> pd.DataFrame:
 
 def _frame(report: Report, shown: pd.DataFrame) -> tuple[float, float]:
     """The accuracies that fill the height: trials that failed to learn would press all others into a line."""
-    scores = [*shown["accuracy"], report.front.baseline["accuracy"]]
-    scores += [limit.bound(report.front.baseline) for limit in report.front.limits if limit.metric == "accuracy"]
+    scores = [*shown[SCORE], report.front.baseline[SCORE]]
+    scores += [limit.bound(report.front.baseline) for limit in report.front.limits if limit.metric == SCORE]
     span = max(max(scores) - min(scores), 0.02 * abs(max(scores)), 1e-6)
     middle = (max(scores) + min(scores)) / 2
     return middle - 0.62 * span, middle + 0.62 * span
@@ -77,11 +81,11 @@ def _draw_points(figure: Figure, axes: Axes, report: Report, shown: pd.DataFrame
     colours: Colormap = LinearSegmentedColormap.from_list("fast to slow", COLOURS)
     norm = LogNorm(everything.min(), max(everything.max(), 1.01 * everything.min()))
     axes.scatter(
-        others["size_bytes"] / 1e3, others["accuracy"], c=others["latency_ms"], s=26, cmap=colours, norm=norm, alpha=0.3, lw=0
+        others["size_bytes"] / 1e3, others[SCORE], c=others["latency_ms"], s=26, cmap=colours, norm=norm, alpha=0.3, lw=0
     )
     points = axes.scatter(
         shown["size_bytes"] / 1e3,
-        shown["accuracy"],
+        shown[SCORE],
         c=shown["latency_ms"],
         s=105 if len(shown) < _MANY else 50,
         cmap=colours,
@@ -103,11 +107,11 @@ def _draw_points(figure: Figure, axes: Axes, report: Report, shown: pd.DataFrame
 def _draw_spread(axes: Axes, report: Report) -> None:
     """A line over the accuracies of the seeds: one standard deviation on either side of their mean."""
     some = report.table[report.table["seeds"].notna()]
-    below = some["accuracy"] - some["accuracy_mean"] + some["accuracy_deviation"]
-    above = some["accuracy_mean"] + some["accuracy_deviation"] - some["accuracy"]
+    below = some[SCORE] - some["accuracy_mean"] + some["accuracy_deviation"]
+    above = some["accuracy_mean"] + some["accuracy_deviation"] - some[SCORE]
     axes.errorbar(
         some["size_bytes"] / 1e3,
-        some["accuracy"],
+        some[SCORE],
         yerr=[below, above],
         fmt="none",
         ecolor=_INK,
@@ -119,10 +123,10 @@ def _draw_spread(axes: Axes, report: Report) -> None:
 
 def _draw_marks(axes: Axes, report: Report) -> None:
     base = report.front.baseline
-    axes.scatter([base["size_bytes"] / 1e3], [base["accuracy"]], marker="D", s=80, c=_INK, zorder=3)
+    axes.scatter([base["size_bytes"] / 1e3], [base[SCORE]], marker="D", s=80, c=_INK, zorder=3)
     axes.annotate(
-        f"uncompressed\n{show('latency_ms', base['latency_ms'], base)}",
-        (base["size_bytes"] / 1e3, base["accuracy"]),
+        f"uncompressed\n{show('latency_ms', base['latency_ms'], report.front.scoring)}",
+        (base["size_bytes"] / 1e3, base[SCORE]),
         xytext=(0, -13),
         textcoords="offset points",
         ha="center",
@@ -132,7 +136,7 @@ def _draw_marks(axes: Axes, report: Report) -> None:
     )
     chosen = report.front.recommended()
     if chosen is not None:
-        at = (chosen.metrics["size_bytes"] / 1e3, chosen.metrics["accuracy"])
+        at = (chosen.metrics["size_bytes"] / 1e3, chosen.metrics[SCORE])
         axes.scatter(*at, s=330, facecolors="none", edgecolors=_INK, linewidths=1.6, zorder=4)
         axes.annotate(
             f"trial {chosen.number}, recommended",
@@ -150,7 +154,7 @@ def _draw_marks(axes: Axes, report: Report) -> None:
 def _draw_limits(axes: Axes, report: Report) -> None:
     for limit in report.front.limits:
         bound = limit.bound(report.front.baseline)
-        if limit.metric == "accuracy":
+        if limit.metric == SCORE:
             axes.axhline(bound, color=_SOFT, lw=1, ls=(0, (4, 4)), zorder=1)
             _write_limit(axes, limit.text, (0, bound), ("axes fraction", "data"), 0)
         if limit.metric == "size_bytes":
@@ -184,10 +188,10 @@ def _dress(axes: Axes, report: Report, low: float, high: float) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"))
     axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
-    if is_share(base):
+    if report.front.scoring.share:
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.set_xlabel("size of the exported file, kB (logarithmic)", color=_INK, labelpad=8)
-    axes.set_ylabel("accuracy on validation data", color=_INK, labelpad=8)
+    axes.set_ylabel(f"{report.front.scoring.name} on validation data", color=_INK, labelpad=8)
     whole = base["size_bytes"] / 1e3
     ratio = axes.secondary_xaxis("top", functions=(lambda size: whole / np.maximum(size, 1e-9),) * 2)
     ratio.xaxis.set_major_locator(FixedLocator(_round_steps(whole / right, whole / left)))
@@ -203,10 +207,11 @@ def _dress(axes: Axes, report: Report, low: float, high: float) -> None:
     axes.set_axisbelow(True)
 
 
-def _write_head(figure: Figure, report: Report, below: int) -> None:
+def _write_head(figure: Figure, report: Report, worse: int) -> None:
     parts = [f"{report.trials} trials, {len(report.front.members)} on the Pareto front", _recommendation(report)]
-    if below:
-        parts.append(f"{below} trial{'s' if below > 1 else ''} below the frame")
+    if worse:
+        where = "below" if report.front.scoring.goal == "max" else "above"
+        parts.append(f"{worse} trial{'s' if worse > 1 else ''} {where} the frame")
     # A title may hold a dollar sign: no formula is meant.
     title = textwrap.shorten(report.title, 84, placeholder=" ...")
     figure.text(0.014, 0.965, title, fontsize=15, fontweight="bold", color=_INK, va="top", parse_math=False)
@@ -217,11 +222,11 @@ def _recommendation(report: Report) -> str:
     base, chosen = report.front.baseline, report.front.recommended()
     if chosen is None:
         return "no trial meets the limits: the nearest are shown" if report.front.nearest else ""
-    lost = 100 * (chosen.metrics["accuracy"] - base["accuracy"])
-    points = f" ({lost:+.1f} points)" if is_share(base) else ""
+    scoring = report.front.scoring
     return (
-        f"recommended: {times_smaller(chosen.metrics, base):.1f}x smaller, {times_faster(chosen.metrics, base):.1f}x faster, "
-        f"{show('accuracy', chosen.metrics['accuracy'], base)}{points}"
+        f"recommended: {times(times_smaller(chosen.metrics, base), 'smaller', 'larger')}, "
+        f"{times(times_faster(chosen.metrics, base), 'faster', 'slower')}, "
+        f"{scoring.show(chosen.metrics[SCORE])} ({scoring.change(chosen.metrics[SCORE], base[SCORE])})"
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from autocompress.importance import Importance
 from autocompress.layer import Layers
+from autocompress.objective import Scoring
 from autocompress.report.agreement import agreement_of
 from autocompress.report.axes import finite, name_of
 from autocompress.report.contents import Contents
@@ -20,7 +21,7 @@ def sections_of(contents: Contents, layers: Layers) -> dict[str, Any]:
     agreement, ended, split = agreement_of(front, layers), ended_over_time(results), time_split(results, evidence.preparation)
     return {
         "worth": _worth(evidence.worth, contents),
-        "knobs": _knobs(evidence.importance),
+        "knobs": _knobs(evidence.importance, front.scoring),
         "sensitive": _sensitive(evidence.sensitivity, layers),
         "agreement": None if agreement is None else asdict(agreement),
         "ended": None if ended is None else asdict(ended),
@@ -38,7 +39,7 @@ def _worth(worth: Worth | None, contents: Contents) -> dict[str, Any] | None:
         bracket = {"volume": best.hypervolume, "from": best.reached, "to": best.worker_seconds, "share": best.share}
     return {
         "verdict": verdict(worth),
-        "control": " ".join(filter(None, (plain_words(contents.landmarks, front), control(worth, front.baseline)))),
+        "control": " ".join(filter(None, (plain_words(contents.landmarks, front), control(worth, front)))),
         "compared": bool(worth.standings),
         "bracket": bracket,
         "curves": [
@@ -54,16 +55,16 @@ def _worth(worth: Worth | None, contents: Contents) -> dict[str, Any] | None:
     }
 
 
-def _knobs(importance: Importance | None) -> dict[str, Any] | None:
+def _knobs(importance: Importance | None, scoring: Scoring) -> dict[str, Any] | None:
     if importance is None or not (importance.shares or importance.missing):
         return None
     return {
         "trials": importance.trials,
         "objectives": [
-            {"name": name_of(metric), "shares": {name: finite(share) for name, share in shares.items()}}
+            {"name": name_of(metric, scoring), "shares": {name: finite(share) for name, share in shares.items()}}
             for metric, shares in importance.shares.items()
         ],
-        "missing": [f"{name_of(metric)}: {reason}." for metric, reason in importance.missing.items()],
+        "missing": [f"{name_of(metric, scoring)}: {reason}." for metric, reason in importance.missing.items()],
     }
 
 

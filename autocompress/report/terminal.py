@@ -5,6 +5,7 @@ from rich.text import Text
 
 from autocompress.front import ParetoFront
 from autocompress.layer import Layers
+from autocompress.objective import SCORE
 from autocompress.report.data import (
     policy_words,
     remarks,
@@ -15,6 +16,7 @@ from autocompress.report.data import (
     times_smaller,
 )
 from autocompress.result import TrialResult
+from autocompress.words import times
 
 
 def front_table(front: ParetoFront, layers: Layers) -> Table:
@@ -26,12 +28,12 @@ def front_table(front: ParetoFront, layers: Layers) -> Table:
     further = front.further_latencies
     for place in further.values():
         table.add_column(f"latency\n{place}", justify="right", no_wrap=True)
-    table.add_column("accuracy\n(validation)", justify="right", no_wrap=True)
-    table.add_column("accuracy\n(test)", justify="right", no_wrap=True)
+    base, scoring = front.baseline, front.scoring
+    for split in ("validation", "test"):
+        table.add_column(Text(f"{scoring.name}\n({split})"), justify="right", no_wrap=True)
     table.add_column("policy", overflow="fold")
-    base = front.baseline
-    tested = show_test(front.baseline_test, base) if front.baseline_test else ""
-    figures = [show(metric, base[metric], base) for metric in ("size_bytes", "latency_ms", *further, "accuracy")]
+    tested = show_test(front.baseline_test, scoring) if front.baseline_test else ""
+    figures = [show(metric, base[metric], scoring) for metric in ("size_bytes", "latency_ms", *further, SCORE)]
     table.add_row("", *figures, tested, "uncompressed", style="dim", end_section=True)
     chosen = front.recommended()
     for result in front.members or front.nearest:
@@ -42,13 +44,16 @@ def front_table(front: ParetoFront, layers: Layers) -> Table:
 
 def _cells(result: TrialResult, front: ParetoFront, layers: Layers, mark: str) -> list[Text]:
     base, test, spread = front.baseline, front.test.get(result.number), front.spread.get(result.number)
-    seeds = f"{show_spread(spread, base)} ({spread.seeds} seeds)" if spread else ""
+    seeds = f"{show_spread(spread, front.scoring)} ({spread.seeds} seeds)" if spread else ""
     cells = [
         f"{mark}{result.number}",
-        f"{times_smaller(result.metrics, base):.1f}x smaller",
-        *(f"{times_faster(result.metrics, base, metric):.1f}x faster" for metric in ("latency_ms", *front.further_latencies)),
-        seeds or show("accuracy", result.metrics["accuracy"], base),
-        show_test(test, base) if test else "",
+        times(times_smaller(result.metrics, base), "smaller", "larger"),
+        *(
+            times(times_faster(result.metrics, base, metric), "faster", "slower")
+            for metric in ("latency_ms", *front.further_latencies)
+        ),
+        seeds or front.scoring.show(result.metrics[SCORE]),
+        show_test(test, front.scoring) if test else "",
         "; ".join(filter(None, (policy_words(result, layers), remarks(result, front)))),
     ]
     return [Text(cell) for cell in cells]  # a policy's words are no markup

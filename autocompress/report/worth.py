@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from autocompress.compute import OURS, UNCOMPRESSED, Standing
-from autocompress.report.data import show
+from autocompress.front import ParetoFront
+from autocompress.objective import SCORE
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,12 @@ def verdict(worth: Worth) -> str:
     )
 
 
-def control(worth: Worth, baseline: dict[str, float]) -> str:
+def control(worth: Worth, front: ParetoFront) -> str:
     """What fine-tuning alone gains, in one sentence; empty when it was not tried."""
     found = next((standing for standing in worth.standings if standing.rival == UNCOMPRESSED), None)
     if found is None or found.accuracy is None:
         return ""
-    before, after = (show("accuracy", value, baseline) for value in (baseline["accuracy"], found.accuracy))
+    before, after = map(front.scoring.show, (front.baseline[SCORE], found.accuracy))
     return f"Fine-tuned in the same way but not compressed, the model scores {after} at best ({before} before)."
 
 

@@ -30,7 +30,7 @@ class Growth:
     """Follows the trials of `run` in the order they ended; `preparation` worker-seconds were spent before the first."""
 
     def __init__(self, run: MlflowRun, preparation: float) -> None:
-        self._volume = HypervolumeSoFar(run.objectives, run.limits, run.baseline)
+        self._volume = HypervolumeSoFar(run.objectives, run.limits, run.baseline, run.scoring)
         self._count, self._seconds = 0, preparation
 
     def add(self, result: TrialResult) -> Point:

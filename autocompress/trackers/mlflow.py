@@ -23,7 +23,7 @@ from autocompress.errors import InputError, RunFolderError, UnreachableError
 from autocompress.folder import RunFolder, write_whole
 from autocompress.front import ParetoFront
 from autocompress.layer import Layers
-from autocompress.objective import Limit, Objective
+from autocompress.objective import USUAL, Limit, Objective, Scoring
 from autocompress.result import Rung, TrialResult
 from autocompress.trackers.growth import Growth, preparation_of
 from autocompress.trackers.mlflow_run import MlflowRun, absolute_uri, sqlite_file
@@ -69,6 +69,7 @@ class MlflowTracker:
         layers: Layers,
         objectives: Sequence[Objective],
         limits: Sequence[Limit],
+        scoring: Scoring = USUAL,
         baseline: Mapping[str, float],
         datasets: Mapping[str, int],
         digests: Mapping[str, str] | None = None,
@@ -86,6 +87,7 @@ class MlflowTracker:
             settings=dict(settings),
             objectives=tuple(objectives),
             limits=tuple(limits),
+            scoring=scoring,
             baseline=dict(baseline),
             datasets=dict(datasets),
             digests=dict(digests or {}),

@@ -4,8 +4,9 @@ import html
 from collections.abc import Mapping
 
 from autocompress.front import ParetoFront, Spread
+from autocompress.objective import SCORE, Scoring
 from autocompress.result import TrialResult
-from autocompress.words import percent
+from autocompress.words import times
 
 _ROWS_IN_NOTE = 25
 
@@ -16,26 +17,27 @@ def note(front: ParetoFront, compute: Mapping[str, float], *, picture: str | Non
     `picture` is the address of the former, None when there is none. `compute` says how many worker-seconds were spent on
     what (`growth.compute_of`).
     """
-    base = front.baseline
-    lines = [f"Uncompressed: {base['size_bytes'] / 1000:,.1f} kB, accuracy {_score(base['accuracy'], base)} (validation)."]
+    base, show, name = front.baseline, front.scoring.show, _plain(front.scoring.name)
+    lines = [f"Uncompressed: {base['size_bytes'] / 1000:,.1f} kB, {name} {show(base[SCORE])} (validation)."]
     if front.baseline_test is not None:
-        lines[0] = lines[0].removesuffix(".") + f", {_score(front.baseline_test.accuracy, base)} (test)."
+        lines[0] = lines[0].removesuffix(".") + f", {show(front.baseline_test.accuracy)} (test)."
     shown = front.members or front.nearest
     chosen = front.recommended()
     if not front.members:
         limits = ", ".join(f"`{limit.text}`" for limit in front.limits) or "the limits"
         lines += ["", f"**No trial meets {limits}.** The nearest:" if shown else "**No trial was completed.**"]
     if chosen is not None:
-        smaller, faster = base["size_bytes"] / chosen.metrics["size_bytes"], base["latency_ms"] / chosen.metrics["latency_ms"]
-        accuracy = _score(chosen.metrics["accuracy"], base)
+        smaller = times(base["size_bytes"] / chosen.metrics["size_bytes"], "smaller", "larger")
+        faster = times(base["latency_ms"] / chosen.metrics["latency_ms"], "faster", "slower")
+        score = f"{name} {show(chosen.metrics[SCORE])}"
         lines += [
             "",
-            f"**Recommended: trial {chosen.number}**, {smaller:.1f}x smaller, {faster:.1f}x faster, accuracy {accuracy}.",
+            f"**Recommended: trial {chosen.number}**, {smaller}, {faster}, {score}.",
         ]
     if picture is not None:
-        lines += ["", f"![The front: size, accuracy and, as colour, latency]({picture})"]
+        lines += ["", f"![The front: size, {name} and, as colour, latency]({picture})"]
     if shown:
-        lines += ["", "| trial | size | latency | accuracy | test | policy |", "| --- | --- | --- | --- | --- | --- |"]
+        lines += ["", f"| trial | size | latency | {name} | test | policy |", "| --- | --- | --- | --- | --- | --- |"]
         lines += [_row(result, front, "**" if result is chosen else "") for result in shown[:_ROWS_IN_NOTE]]
     if len(shown) > _ROWS_IN_NOTE:
         lines += ["", f"{len(shown) - _ROWS_IN_NOTE} more in `front.csv`."]
@@ -49,19 +51,24 @@ def note(front: ParetoFront, compute: Mapping[str, float], *, picture: str | Non
 
 def _row(result: TrialResult, front: ParetoFront, mark: str) -> str:
     base, metrics, score = front.baseline, result.metrics, front.test.get(result.number)
-    spread = front.spread.get(result.number)
-    summary = html.escape(result.summary, quote=False).replace("|", "\\|")
+    show, spread = front.scoring.show, front.spread.get(result.number)
+    summary = _plain(result.summary)
     if result.refit_of is not None:
         summary += f" (trained further from trial {result.refit_of})"
     cells = [
         str(result.number),
-        f"{base['size_bytes'] / metrics['size_bytes']:.1f}x smaller",
-        ", ".join([f"{base['latency_ms'] / metrics['latency_ms']:.1f}x faster", *_further(metrics, front)]),
-        _spread(spread, base) if spread else _score(metrics["accuracy"], base),
-        f"{_score(score.accuracy, base)} ({_score(score.low, base)} to {_score(score.high, base)})" if score else "",
+        times(base["size_bytes"] / metrics["size_bytes"], "smaller", "larger"),
+        ", ".join([times(base["latency_ms"] / metrics["latency_ms"], "faster", "slower"), *_further(metrics, front)]),
+        _spread(spread, front.scoring) if spread else show(metrics[SCORE]),
+        f"{show(score.accuracy)} ({show(score.low)} to {show(score.high)})" if score else "",
         summary,
     ]
     return "| " + " | ".join(f"{mark}{cell}{mark}" if cell else "" for cell in cells) + " |"
+
+
+def _plain(words: str) -> str:
+    """Text that is neither markup nor the end of a cell."""
+    return html.escape(words, quote=False).replace("|", "\\|")
 
 
 def _further(metrics: Mapping[str, float], front: ParetoFront) -> list[str]:
@@ -69,13 +76,8 @@ def _further(metrics: Mapping[str, float], front: ParetoFront) -> list[str]:
     return [f"{front.baseline[name] / metrics[name]:.1f}x on {place}" for name, place in front.further_latencies.items()]
 
 
-def _score(value: float, baseline: dict[str, float]) -> str:
-    """In percent, unless the task's score is no share."""
-    return percent(value) if 0 <= baseline["accuracy"] <= 1 else f"{value:.4g}"
-
-
-def _spread(spread: Spread, baseline: dict[str, float]) -> str:
-    mean, deviation = _score(spread.mean, baseline), _score(spread.deviation, baseline)
+def _spread(spread: Spread, scoring: Scoring) -> str:
+    mean, deviation = scoring.show(spread.mean), scoring.show(spread.deviation)
     return f"{mean.removesuffix('%')} ± {deviation} ({spread.seeds} seeds)"
 
 

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from autocompress.credentials import cleaned, public_uri, secrets_of
 from autocompress.errors import UnreachableError, unknown_name
 from autocompress.noun import Noun
-from autocompress.objective import Limit, Objective
+from autocompress.objective import USUAL, Limit, Objective, Scoring
 
 # What MLflow keeps its runs in, when it is not Databricks.
 _SERVERS = ("http", "https")
@@ -32,6 +32,7 @@ class MlflowRun(Noun):
     settings: dict[str, str]
     objectives: tuple[Objective, ...]
     limits: tuple[Limit, ...]
+    scoring: Scoring = USUAL
     baseline: dict[str, float]
     datasets: dict[str, int]
     digests: dict[str, str] = {}

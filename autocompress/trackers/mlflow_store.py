@@ -378,17 +378,19 @@ def _register(client: MlflowClient, name: str, model: LoggedModel, member: Trial
 
 def _finish_parent(store: Store, folder: RunFolder, front: ParetoFront) -> None:
     client, parent = store.client, store.parent_run_id
-    started = client.get_run(parent).info.start_time
-    compute = compute_of(folder.results(), preparation_of(folder))
+    results = folder.results()
+    # MLflow takes the largest of the figures of one time for the latest.
+    now = max(map(ended, results), default=client.get_run(parent).info.start_time)
+    compute = compute_of(results, preparation_of(folder))
     figures = {"front_size": float(len(front.members)), "worker_seconds": sum(compute.values())}
     figures |= {f"worker_seconds/{what}": seconds for what, seconds in compute.items()}
     if front.baseline_test is not None:
         figures["baseline/test_accuracy"] = front.baseline_test.accuracy
-    metrics = [Metric(key, value, started, 0) for key, value in figures.items()]
+    metrics = [Metric(key, value, now, 0) for key, value in figures.items()]
     chosen = front.recommended()
     if chosen is not None:
         reached = [*final_metrics(chosen, store.run.baseline), *_test_metrics(front, chosen)]
-        metrics += [Metric(f"recommended/{m.key}", m.value, started, 0) for m in reached if "seconds" not in m.key]
+        metrics += [Metric(f"recommended/{m.key}", m.value, now, 0) for m in reached if "seconds" not in m.key]
     tags = {
         mlflow_tags.MLFLOW_RUN_NOTE: note(front, compute, picture=_picture(folder, parent))[:_TAG_LENGTH],
         "recommended": "none" if chosen is None else str(chosen.number),

@@ -55,7 +55,7 @@ def trial_tags(result: TrialResult, run: MlflowRun) -> dict[str, str]:
         tags["refit_of"] = str(result.refit_of)
     if result.status is Status.STOPPED and result.rungs:
         last = result.rungs[-1]
-        tags["stopped"] = f"at step {last.step}, accuracy {last.accuracy:.4g}"
+        tags["stopped"] = f"at step {last.step}, {run.scoring.words(last.accuracy)}"
     if result.status is Status.COMPLETE:
         tags["limit_met"] = str(not missed(result.metrics, run.limits, run.baseline)).lower()
     if result.environment:

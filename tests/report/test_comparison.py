@@ -7,7 +7,7 @@ import pytest
 
 from autocompress.errors import InputError
 from autocompress.front import ParetoFront, hypervolume
-from autocompress.objective import Objective
+from autocompress.objective import USUAL, Objective, Scoring
 from autocompress.opened import read_front
 from autocompress.report.compare_page import comparison_markdown, verdict
 from autocompress.report.comparison import Contender, comparison_of, contender_of
@@ -26,11 +26,12 @@ def run_of(
     baseline: dict[str, float] = BASELINE,
     digests: dict[str, str] | None = None,
     seed: str = "0",
+    scoring: Scoring = USUAL,
     objectives: tuple[Objective, ...] = OBJECTIVES,
 ) -> Contender:
     results = made_results() if results is None else results
     folder = made_folder(path, results)
-    front = made_front(results).model_copy(update={"baseline": baseline, "objectives": objectives})
+    front = made_front(results).model_copy(update={"baseline": baseline, "objectives": objectives, "scoring": scoring})
     note = MlflowRun(
         key=path.name,
         tracking_uri="sqlite:////x.db",
@@ -97,7 +98,9 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     assert data.warnings == ("The runs were judged on different data: their scores cannot be compared.",)
     assert data.differences[0].values[1] == "train 3,000 (aaa), validation 1,000 (ccc)"
 
-    scores = comparison_of([ours, run_of(tmp_path / "scores", baseline=BASELINE | {"accuracy": 17.0})])
+    scores = comparison_of(
+        [ours, run_of(tmp_path / "scores", baseline=BASELINE | {"accuracy": 17.0}, scoring=Scoring(name="BLEU", share=False))]
+    )
     assert scores.warnings[0] == "The scores are of different kinds: they cannot be compared."
     assert "ratios and points lost are against different models" in scores.warnings[1]
 

@@ -4,7 +4,7 @@ import pytest
 
 from autocompress.folder import RunFolder
 from autocompress.front import ParetoFront
-from autocompress.objective import Limit, Objective
+from autocompress.objective import Limit, Objective, Scoring
 from autocompress.report.decision import decision_of, gains_words, score_words
 from autocompress.target import Target
 from tests.made import BASELINE, OBJECTIVES, made_front, made_result, made_results
@@ -48,9 +48,10 @@ def test_what_is_worse_is_called_so(size: float, latency: float, accuracy: float
 
 
 def test_a_score_that_is_no_share_has_no_points() -> None:
-    front = ParetoFront.of([made_result(0, 42_000, 0.2, 31.25)], OBJECTIVES, (), BASELINE | {"accuracy": 33.0})
-    assert gains_words(front.members[0], front) == "10.0x smaller, 4.0x faster"
-    assert score_words(front.members[0], front) == "31.25 on validation"
+    gain = Scoring(name="BLEU", share=False)
+    front = ParetoFront.of([made_result(0, 42_000, 0.2, 31.25)], OBJECTIVES, (), BASELINE | {"accuracy": 33.0}, gain)
+    assert gains_words(front.members[0], front) == "10.0x smaller, 4.0x faster, BLEU -5.3%"
+    assert score_words(front.members[0], front) == "BLEU 31.25 on validation"
 
 
 def test_times_at_further_targets_are_told() -> None:

@@ -19,7 +19,7 @@ from autocompress.report.heat_map import heat_map, option_words
 from autocompress.report.worth import Worth, control, verdict, worth_of
 from autocompress.tables import Divergence, Sensitivity
 from autocompress.target import Target
-from tests.made import BASELINE, LAYERS, LIMITS, made_folder, made_front, made_many, made_result
+from tests.made import LAYERS, LIMITS, made_folder, made_front, made_many, made_result
 from tests.made_evidence import IMPORTANCE, made_run, made_sensitivity
 
 
@@ -43,7 +43,7 @@ def test_the_verdict_says_after_which_share_of_the_best_rivals_compute_the_searc
         "The search had the final hypervolume of its best rival, tpe (0.416), after 19% of that rival's compute, "
         "and ended 76% above it, at 0.733."
     )
-    assert control(worth, front.baseline) == (
+    assert control(worth, front) == (
         "Fine-tuned in the same way but not compressed, the model scores 98.4% at best (98.2% before)."
     )
     own, _, uniform = worth.curves
@@ -54,7 +54,7 @@ def test_the_verdict_says_after_which_share_of_the_best_rivals_compute_the_searc
 def test_the_verdict_without_a_rival_that_found_anything(tmp_path: Path) -> None:
     folder, _, _ = made_run(tmp_path / "alone", rivals=False)
     assert verdict(worth_in(folder)).endswith("`autocompress baseline RUN` gives plain searches the same compute.")
-    assert control(worth_in(folder), BASELINE) == ""
+    assert control(worth_in(folder), made_front([])) == ""
     made_folder(folder.baselines / "random", [made_result(0, 10_000, 0.1, 0.1)])
     assert verdict(worth_in(folder)) == (
         "No rival found a model within the limits that is better than the uncompressed one; "

@@ -80,10 +80,11 @@ def test_plain_8_bits_are_all_layers_in_8_bits_and_nothing_pruned() -> None:
         in_bits(1, 7, 0.97, integer=True),
         in_bits(2, 7, 0.98, integer=True),
     )
+    front = made_front([])
     others = [in_bits(3, 4, 0.99, integer=True), in_bits(4, 8, 0.99, integer=True, share=0.5)]
-    assert plain_8_bits([floats, worse, best, *others], LAYERS) == best
-    assert plain_8_bits([floats, *others], LAYERS) == floats
-    assert plain_8_bits(others, LAYERS) is None
+    assert plain_8_bits([floats, worse, best, *others], LAYERS, front) == best
+    assert plain_8_bits([floats, *others], LAYERS, front) == floats
+    assert plain_8_bits(others, LAYERS, front) is None
     marks = landmarks({"uniform": [worse]}, others, made_front(others), LAYERS)
     assert [(mark.name, mark.models) for mark in marks] == [(PLAIN, (worse,)), ("uniform", (worse,))]
     marks = landmarks({"int8": [worse], "uniform": [best]}, others, made_front(others), LAYERS)

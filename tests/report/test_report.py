@@ -12,7 +12,7 @@ from rich.console import Console
 
 from autocompress.folder import RunFolder
 from autocompress.front import ParetoFront
-from autocompress.objective import Limit, Objective
+from autocompress.objective import USUAL, Limit, Objective, Scoring
 from autocompress.report import front_table, nearest_lines, write_report
 from autocompress.report.data import show
 from autocompress.result import TrialResult
@@ -275,8 +275,8 @@ def test_a_front_with_members_needs_no_excuse() -> None:
     ],
 )
 def test_figures_in_words(metric: str, value: float, words: str) -> None:
-    assert show(metric, value, BASELINE) == words
+    assert show(metric, value, USUAL) == words
 
 
 def test_a_score_that_is_no_share_is_not_shown_in_percent() -> None:
-    assert show("accuracy", 31.25, BASELINE | {"accuracy": 33.0}) == "31.25"
+    assert show("accuracy", 0.25, Scoring(name="mean absolute error", share=False)) == "0.25"

@@ -31,9 +31,18 @@ class View(Listener, Protocol):
         """So many of something have been measured before the first trial."""
 
     def begin(
-        self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult], *, spent: float = 0.0
+        self,
+        experiment: Experiment,
+        baseline: dict[str, float],
+        recorded: Sequence[TrialResult],
+        *,
+        spent: float = 0.0,
+        searched: float = 0.0,
     ) -> None:
-        """The first trial is about to start; `recorded` are those of earlier sessions, `spent` the worker-seconds before."""
+        """The first trial is about to start; `recorded` are those of earlier sessions, `spent` the worker-seconds before.
+
+        Of the minutes of the budget earlier sessions have used `searched` seconds.
+        """
 
 
 class Silent:
@@ -49,7 +58,13 @@ class Silent:
         """Nothing."""
 
     def begin(
-        self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult], *, spent: float = 0.0
+        self,
+        experiment: Experiment,
+        baseline: dict[str, float],
+        recorded: Sequence[TrialResult],
+        *,
+        spent: float = 0.0,
+        searched: float = 0.0,
     ) -> None:
         """Nothing."""
 
@@ -82,10 +97,16 @@ class Views:
             view.measuring(what, done, total)
 
     def begin(
-        self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult], *, spent: float = 0.0
+        self,
+        experiment: Experiment,
+        baseline: dict[str, float],
+        recorded: Sequence[TrialResult],
+        *,
+        spent: float = 0.0,
+        searched: float = 0.0,
     ) -> None:
         for view in self._views:
-            view.begin(experiment, baseline, recorded, spent=spent)
+            view.begin(experiment, baseline, recorded, spent=spent, searched=searched)
 
     def started(self, asked: Asked) -> None:
         for view in self._views:

@@ -51,7 +51,8 @@ def open_view(console: Console, *, quiet: bool, heard: Heard | None = None) -> I
 class Tally:
     """How far a search is: what has finished in this session and `before` (so many of `results`), its front, and its pace.
 
-    `spent` is how many worker-seconds were used up before the first trial of all, on sensitivities and costs.
+    `spent` is how many worker-seconds were used up before the first trial of all, on sensitivities and costs, `searched` how
+    many seconds of the budget's minutes earlier sessions have used.
     """
 
     def __init__(
@@ -61,9 +62,10 @@ class Tally:
         results: Sequence[TrialResult],
         *,
         spent: float = 0.0,
+        searched: float = 0.0,
     ) -> None:
         self.experiment, self.baseline = experiment, baseline
-        self.pace = Pace(experiment, time.monotonic(), tuple(results), spent)
+        self.pace = Pace(experiment, time.monotonic() - searched, tuple(results), spent)
         self.scoring = experiment.task.scoring
         objectives, limits = experiment.parsed_objectives, experiment.parsed_limits
         self._front = FrontSoFar(objectives, limits, baseline, results, scoring=self.scoring)
@@ -134,9 +136,15 @@ class MachineView(QuietView):
         self._tally: Tally | None = None
 
     def begin(
-        self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult], *, spent: float = 0.0
+        self,
+        experiment: Experiment,
+        baseline: dict[str, float],
+        recorded: Sequence[TrialResult],
+        *,
+        spent: float = 0.0,
+        searched: float = 0.0,
     ) -> None:
-        self._tally = Tally(experiment, baseline, recorded, spent=spent)
+        self._tally = Tally(experiment, baseline, recorded, spent=spent, searched=searched)
 
     def started(self, asked: Asked) -> None:
         assert self._tally is not None
@@ -175,9 +183,15 @@ class PlainView:
         self.say(text)
 
     def begin(
-        self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult], *, spent: float = 0.0
+        self,
+        experiment: Experiment,
+        baseline: dict[str, float],
+        recorded: Sequence[TrialResult],
+        *,
+        spent: float = 0.0,
+        searched: float = 0.0,
     ) -> None:
-        self._tally = Tally(experiment, baseline, recorded, spent=spent)
+        self._tally = Tally(experiment, baseline, recorded, spent=spent, searched=searched)
         self.say(baseline_in_words(baseline, self._tally.scoring))
         if recorded:
             self.say(f"{len(recorded)} trials are on record; going on from there")
@@ -230,10 +244,16 @@ class LiveView:
         self._measuring = what, done, total
 
     def begin(
-        self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult], *, spent: float = 0.0
+        self,
+        experiment: Experiment,
+        baseline: dict[str, float],
+        recorded: Sequence[TrialResult],
+        *,
+        spent: float = 0.0,
+        searched: float = 0.0,
     ) -> None:
         self._news, self._measuring, self._best, self._stopped = "", None, "", ""
-        self._tally = Tally(experiment, baseline, recorded, spent=spent)
+        self._tally = Tally(experiment, baseline, recorded, spent=spent, searched=searched)
         _line(self._console, baseline_in_words(baseline, self._tally.scoring))
         if recorded:
             _line(self._console, f"{len(recorded)} trials are on record; going on from there")

@@ -35,7 +35,7 @@ from autocompress.opened import ArtifactsNote, Options, Run, RunNote, StudyNote,
 from autocompress.report import write_report
 from autocompress.result import Status, TrialResult
 from autocompress.search import Search
-from autocompress.session_file import SessionFile
+from autocompress.session_file import SessionFile, seconds_searched
 from autocompress.shared import SharedStudy
 from autocompress.study import absolute, database_told, has_study, open_database
 from autocompress.trackers.jsonl import JsonlRecord
@@ -158,6 +158,8 @@ def resume(
 ) -> ParetoFront:
     """Goes on with a run that was interrupted or killed, or whose budget (`trials` in all, or `minutes` from now) is raised.
 
+    Of a budget in minutes that is not raised, what earlier sessions have left is left.
+
     `tracking_uri` None is where the run was logged before, `storage` None the database that has its study, `artifacts` None
     the storage of its trials' files, all without the credentials that they were given with: those are not kept. Raises as
     `run_search` does.
@@ -194,7 +196,8 @@ def resume(
         run = replace(run, note=run.note.model_copy(update={"artifacts": ArtifactsNote.of(run.folder.artifacts)}))
     look_for_mlflow(uri, view, kept=tracking_uri is None)
     driver.check()
-    return conduct(run, experiment, driver, uri, view, storage=storage).front
+    searched = seconds_searched(run.folder) if minutes is None else 0.0
+    return conduct(run, experiment, driver, uri, view, storage=storage, searched=searched).front
 
 
 def look_for_artifacts(folder: RunFolder, artifacts: InStorage) -> None:
@@ -224,17 +227,32 @@ def look_for_mlflow(uri: str, view: View, *, kept: bool = False) -> None:
 
 
 def conduct(
-    run: Run, experiment: Experiment, driver: Driver, tracking_uri: str, view: View, *, storage: str | None = None
+    run: Run,
+    experiment: Experiment,
+    driver: Driver,
+    tracking_uri: str,
+    view: View,
+    *,
+    storage: str | None = None,
+    searched: float = 0.0,
 ) -> Ended:
     """Searches in the folder of `run`, from where its record ends, and finishes it. Raises as `run_search` does.
 
-    A folder that has a baseline keeps it.
+    A folder that has a baseline keeps it. Of the budget's minutes `searched` seconds have passed.
     """
     with _only_here(run.folder):
-        return _conduct(run, experiment, driver, tracking_uri, view, storage)
+        return _conduct(run, experiment, driver, tracking_uri, view, storage, searched)
 
 
-def _conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str, view: View, storage: str | None) -> Ended:
+def _conduct(
+    run: Run,
+    experiment: Experiment,
+    driver: Driver,
+    tracking_uri: str,
+    view: View,
+    storage: str | None,
+    searched: float = 0.0,
+) -> Ended:
     folder = run.folder
     storage = storage or (run.note.study.storage if run.note.study else None)
     with (
@@ -269,9 +287,10 @@ def _conduct(run: Run, experiment: Experiment, driver: Driver, tracking_uri: str
             digests={split: nested.digest(*pair) for split, pair in data.items()},
         )
         with driver.session(job):
-            search = _search(run, job, driver, recorded, view, storage)
+            search = _search(run, job, driver, recorded, view, storage, searched)
             tracker.start()
-            view.begin(experiment, baseline.metrics, recorded, spent=search.used_seconds - sum(r.compute for r in recorded))
+            spent = search.used_seconds - sum(result.compute for result in recorded)
+            view.begin(experiment, baseline.metrics, recorded, spent=spent, searched=searched)
             try:
                 driver.run(search, job, Listeners(JsonlRecord(folder), live, tracker, view))
             except Exception:
@@ -296,7 +315,15 @@ def _urls(artifacts: Artifacts) -> tuple[str, ...]:
     return (artifacts.url,) if isinstance(artifacts, InStorage) else ()
 
 
-def _search(run: Run, job: Job, driver: Driver, recorded: Sequence[TrialResult], view: View, storage: str | None) -> Search:
+def _search(
+    run: Run,
+    job: Job,
+    driver: Driver,
+    recorded: Sequence[TrialResult],
+    view: View,
+    storage: str | None,
+    searched: float,
+) -> Search:
     prior, spent = None, 0.0
     if job.experiment.needs_prior:
         from autocompress.guidance import make_prior
@@ -316,6 +343,7 @@ def _search(run: Run, job: Job, driver: Driver, recorded: Sequence[TrialResult],
             recorded=recorded,
             prior=prior,
             spent=spent,
+            searched=searched,
         )
 
     return with_study_mended(search, study, view.warn) if isinstance(study, Path) else search()

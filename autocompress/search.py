@@ -98,7 +98,7 @@ class Search:
 
     `prior` is what a guided space is given, `spent` the worker-seconds it took to make. `baseline` holds the metrics of
     the uncompressed model, `study` the file of a journal, any Optuna storage, or a study that is shared with other searches.
-    The time of the budget runs from here.
+    The time of the budget runs from here, and `searched` seconds of it have passed.
     Raises `InputError` for what the user can mend: a metric or sampler that does not exist, a space that makes invalid
     policies, start parameters that the space does not have, a study of another search.
     """
@@ -113,6 +113,7 @@ class Search:
         recorded: Sequence[TrialResult] = (),
         prior: "Prior | None" = None,
         spent: float = 0.0,
+        searched: float = 0.0,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._experiment = experiment
@@ -141,7 +142,7 @@ class Search:
         self._told_here = 0
         self._hopeless = False
         self._spent = spent
-        self._began = time.monotonic()
+        self._began = time.monotonic() - searched
         halving = experiment.halving
         self._ladder = Ladder(halving, self._objectives, self._limits, baseline) if halving is not None else None
         self._share: Share | None = None

@@ -23,7 +23,8 @@ class Session(Noun):
     `doing` is what it says of itself, `searching` since when there are trials (None: not yet). `ends` is when the search is
     expected to end, as far as that can be told. Of the budget `trials`, `minutes` and `worker_seconds` are what there is
     (None: no bound), `sampled`, `refits` and `used` how many trials, refits and worker-seconds there were so far. `baseline`
-    has the metrics of the uncompressed model, `scoring` what is known of scores. `ended` is why the search has ended; None
+    has the metrics of the uncompressed model, `scoring` what is known of scores. `searched` is how many
+    seconds of the budget's minutes are used up, by earlier sessions too. `ended` is why the search has ended; None
     while it goes on, and for ever when its process was killed.
     """
 
@@ -42,4 +43,5 @@ class Session(Noun):
     baseline: dict[str, float] = {}
     scoring: Scoring = USUAL
     running: tuple[Running, ...] = ()
+    searched: float = 0.0
     ended: str | None = None

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from autocompress.errors import InputError
 from autocompress.experiment import Experiment
 from autocompress.folder import RunFolder, write_whole
 from autocompress.pace import Pace
@@ -17,11 +18,20 @@ _log = logging.getLogger(__name__)
 _PAUSE = 0.5
 
 
+def seconds_searched(folder: RunFolder) -> float:
+    """How much of the budget's minutes earlier sessions have used; 0 when that is not on record."""
+    try:
+        return Session.from_json(folder.session.read_bytes(), source=str(folder.session)).searched
+    except (OSError, InputError):
+        return 0.0
+
+
 class SessionFile:
     """A view that keeps `session.json` up to date. What cannot be written goes to the log: the search does not wait for it."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._file = folder.session
+        self._searched, self._since = 0.0, 0.0
         self._pace: Pace | None = None
         self._running: dict[int, Running] = {}
         self._written = 0.0
@@ -40,10 +50,17 @@ class SessionFile:
         self._write(doing=f"measuring {what} {done}/{total}", now=done == total)
 
     def begin(
-        self, experiment: Experiment, baseline: dict[str, float], recorded: Sequence[TrialResult], *, spent: float = 0.0
+        self,
+        experiment: Experiment,
+        baseline: dict[str, float],
+        recorded: Sequence[TrialResult],
+        *,
+        spent: float = 0.0,
+        searched: float = 0.0,
     ) -> None:
         budget = experiment.budget
-        self._pace = Pace(experiment, time.monotonic(), tuple(recorded), spent)
+        self._searched, self._since = searched, time.monotonic()
+        self._pace = Pace(experiment, self._since - searched, tuple(recorded), spent)
         bounds: dict[str, Any] = {"trials": budget.trials, "minutes": budget.minutes, "worker_seconds": budget.worker_seconds}
         refits = sum(result.refit_of is not None for result in recorded)
         known: dict[str, Any] = {"baseline": baseline, "scoring": experiment.task.scoring}
@@ -78,6 +95,8 @@ class SessionFile:
             return
         clock, running = time.time(), tuple(self._running.values())
         changes |= {"written": clock, "running": running, "ends": None}
+        if self._session.ended is None and self._since:
+            changes |= {"searched": self._searched + time.monotonic() - self._since}
         if (pace := self._pace) is not None:
             left = None if changes.get("ended", self._session.ended) else pace.seconds_left(time.monotonic())
             changes |= {"sampled": pace.sampled, "used": pace.used, "ends": None if left is None else clock + left}

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -236,6 +237,25 @@ def test_called_again_it_skips_what_is_complete_and_goes_on_with_more_to_spend(a
     after = rival_in(run, "random").record.read_text()
     assert after.startswith(before)
     assert after.count("\n") == 2
+
+
+def test_a_rival_goes_on_when_the_run_has_grown_since(alone: Path, tmp_path: Path) -> None:
+    run = copy_of(alone, tmp_path)
+    run_baselines(run, driver=LocalDriver(), rivals=["uncompressed"], worker_seconds=0.1)
+    last = RunFolder(run).results()[-1]
+    longer = last.policy.model_copy(
+        update={"finetune": last.policy.finetune.model_copy(update={"steps": 40, "learning_rate": 0.5})}
+    )
+    grown = [
+        last.model_copy(update={"number": last.number + more, "policy": longer, "started": time.time()}) for more in range(1, 9)
+    ]
+    with RunFolder(run).record.open("a") as record:
+        record.writelines(result.to_json() + "\n" for result in grown)
+    spent = used_seconds(rival_in(run, "uncompressed"))
+    run_baselines(run, driver=LocalDriver(), rivals=["uncompressed"], worker_seconds=spent + 0.1)
+    steps = [result.policy.finetune.steps for result in rival_in(run, "uncompressed").results()]
+    assert len(steps) == 2
+    assert max(steps) <= 16, "what it is made of is what the run was when it began"
 
 
 def test_ctrl_c_ends_all_rivals_and_calling_again_goes_on(alone: Path, tmp_path: Path) -> None:

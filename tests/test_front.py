@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from autocompress.errors import InputError
 from autocompress.front import ParetoFront, TestScore, dominates, hypervolume, loss_of, missed, relative_excess, unusable
-from autocompress.objective import Limit, Objective
+from autocompress.objective import Limit, Objective, Scoring
 from autocompress.policy import Policy
 from autocompress.result import Status, TrialResult
 
@@ -180,8 +180,10 @@ MANY = [
 @pytest.mark.parametrize(
     ("how", "max_drop", "number"),
     [
-        ("smallest", None, 4),
-        ("fastest", None, 4),
+        ("smallest", None, 2),
+        ("smallest", math.inf, 4),
+        ("fastest", None, 2),
+        ("fastest", math.inf, 4),
         ("best", None, 0),
         ("knee", None, 2),
         ("smallest", 0.01, 2),
@@ -208,6 +210,42 @@ def test_the_recommended_loses_at_most_a_point_if_any_does() -> None:
     lossy = front_of(MANY[3:]).recommended()
     assert lossy is not None
     assert lossy in MANY[3:]
+
+
+def test_the_recommended_has_learnt_something_where_none_is_within_a_point() -> None:
+    lossy = [result(0, 400, 4, 0.885), result(1, 300, 3, 0.88), result(2, 250, 2.5, 0.86), result(3, 20, 0.2, 0.10)]
+    front = front_of(lossy)
+    assert front.usual_drop() == pytest.approx(0.025)
+    for how in ("knee", "smallest", "fastest"):
+        picked = front.pick(how)
+        assert picked is not None
+        assert picked.number == 1, how
+    assert front.recommended() == front.pick("knee")
+
+
+def test_where_a_limit_bounds_the_score_the_ends_are_those_of_the_whole_front() -> None:
+    front = front_of(MANY, limits=(Limit.parse("accuracy >= baseline - 0.1"),))
+    picked = {how: front.pick(how) for how in ("knee", "smallest", "fastest")}
+    assert {how: found and found.number for how, found in picked.items()} == {"knee": 2, "smallest": 4, "fastest": 4}
+
+
+def test_a_score_that_is_no_share_is_judged_by_per_cents() -> None:
+    """Errors of some thousandths: none of them may be three times as large and count as being within a point."""
+    errors = [result(0, 900, 9, 0.0041), result(1, 120, 2, 0.0046), result(2, 80, 1, 0.0135)]
+    scoring = Scoring(name="MSE", goal="min", share=False)
+    objectives = (SIZE, LATENCY, Objective.of("accuracy", scoring))
+    front = ParetoFront.of(errors, objectives, (), BASELINE | {"accuracy": 0.004}, scoring)
+    assert front.usual_drop() == pytest.approx(0.00014)
+    assert front.recommended() == errors[0]
+
+
+def test_the_fastest_may_be_that_at_another_target() -> None:
+    there = "latency_ms/openvino-cpu"
+    models = [result(0, 900, 9, 0.9), result(1, 120, 2, 0.9)]
+    models = [one.model_copy(update={"metrics": one.metrics | {there: 1.0 + one.number}}) for one in models]
+    both = ParetoFront.of(models, (*ALL, Objective(metric=there, goal="min")), (), BASELINE | {there: 3.0})
+    assert both.pick("fastest") == models[1]
+    assert both.pick("fastest", latency=there) == models[0]
 
 
 def test_the_knee_of_equals_is_one_of_them() -> None:

@@ -24,6 +24,18 @@ def test_a_refit_takes_the_place_of_its_trial_unless_it_is_worse() -> None:
     assert [member.number for member in front_with(trial, refit(1, 0, 0.955)).members] == [0]
 
 
+def test_a_refit_beyond_a_limit_leaves_its_trial_where_it_was() -> None:
+    limits = [Limit.parse("latency <= 0.225")]
+    trial = made_result(0, 24_000, 0.22, 0.960)
+    slow = made_result(1, 24_000, 0.23, 0.965).model_copy(update={"refit_of": 0})
+    front = ParetoFront.of([trial, slow], OBJECTIVES, limits, BASELINE)
+    assert front.members == (trial,)
+    quick = slow.model_copy(update={"number": 2, "metrics": slow.metrics | {"latency_ms": 0.22, "accuracy": 0.963}})
+    front = ParetoFront.of([trial, slow, quick], OBJECTIVES, limits, BASELINE)
+    assert front.members == (quick,), "of its seeds the one that keeps to the limits stands for all"
+    assert front.spread[2].mean == pytest.approx(0.964)
+
+
 def test_the_seed_nearest_to_the_mean_stands_for_all() -> None:
     seeds = [refit(number, 0, accuracy) for number, accuracy in ((1, 0.960), (2, 0.971), (3, 0.970))]
     front = front_with(made_result(0, 24_000, 0.22, 0.950), *seeds)

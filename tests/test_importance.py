@@ -78,6 +78,7 @@ def test_only_sampled_and_complete_trials_count(tmp_path: Path) -> None:
     for trial in study.get_trials():
         shared: dict[str, Any] = {"params": trial.params, "distributions": trial.distributions}
         study.add_trial(create_trial(**shared, values=[1e9, 1e9, 0.0], user_attrs={"refit_of": trial.number}))
+        study.add_trial(create_trial(**shared, values=[1e9, 1e9, 0.0], user_attrs={"duplicate_of": trial.number}))
         study.add_trial(create_trial(**shared, state=TrialState.PRUNED))
     study.add_trial(create_trial(state=TrialState.FAIL))
     assert importance_of(tmp_path / "study.log", OBJECTIVES) == expected

@@ -56,6 +56,8 @@ def test_of_two_different_values_one_is_better(left: float, right: float) -> Non
         ("accuracy >= baseline + 0.01", "accuracy", 0.91),
         ("accuracy >= 85 %", "accuracy", 0.85),
         ("f1 >= baseline - 2 %", "f1", 0.78),
+        ("accuracy >= .85", "accuracy", 0.85),
+        ("accuracy >= -0.5", "accuracy", -0.5),
         ("  params <= 1e5  ", "params", 100_000),
     ],
 )

@@ -15,7 +15,7 @@ from autocompress.result import Rung, Status, TrialResult
 from autocompress.search import Asked
 from autocompress.testing import ToyTask
 from search_spaces import uniform
-from tests.made import BASELINE, made_failure, made_result, made_results, made_stop
+from tests.made import BASELINE, LIMITS, made_failure, made_result, made_results, made_stop
 from tests.made_evidence import made_halted, made_refits
 
 
@@ -138,7 +138,7 @@ def test_the_live_view_shows_what_is_measured_and_what_runs() -> None:
 
 def test_the_live_view_has_a_small_front_that_grows() -> None:
     view = LiveView(Console(file=io.StringIO(), width=120))
-    view.begin(experiment_of(trials=9), BASELINE, [])
+    view.begin(replace(experiment_of(trials=9), limits=LIMITS), BASELINE, [])
     first, second, third = (result for result in made_results() if result.number in (0, 1, 4))
     for result in (first, second):
         view.started(asked(result.number))

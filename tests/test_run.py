@@ -20,6 +20,7 @@ from autocompress.listeners import Silent
 from autocompress.opened import Options, open_run, read_front
 from autocompress.result import Status, TrialResult
 from autocompress.run import resume, run_search
+from autocompress.session import Session
 from autocompress.trackers.mlflow_run import MlflowRun
 from tests.toy import copy_run, write_experiment
 
@@ -157,6 +158,25 @@ def test_ctrl_c_before_any_result_leaves_a_run_to_resume(tmp_path: Path, trackin
     assert numbers(tmp_path / "run") == []
     resume(tmp_path / "run", driver=LocalDriver())
     assert len(numbers(tmp_path / "run")) == 1
+
+
+def test_of_a_budget_in_minutes_a_resumed_search_has_what_was_left(toy_run: Path, tmp_path: Path) -> None:
+    run = copy_run(toy_run, tmp_path / "run")
+    folder = RunFolder(run)
+    note = open_run(run).note
+    folder.run_json.write_text(note.model_copy(update={"options": Options(minutes=30)}).to_json())
+    session = Session.from_json(folder.session.read_bytes())
+    assert 0 < session.searched < 600
+    folder.session.write_text(session.model_copy(update={"searched": 1800.0}).to_json())
+    front = resume(run, driver=LocalDriver())
+    assert front.members
+    assert len(numbers(run)) == 4, "its time was up"
+    after = Session.from_json(folder.session.read_bytes())
+    assert after.ended == "the time of 30 minutes is up"
+    assert 1800 <= after.searched < 1860
+    resume(run, driver=LocalDriver(), minutes=0.02)
+    assert len(numbers(run)) > 4, "so many minutes from now"
+    assert Session.from_json(folder.session.read_bytes()).searched < 60
 
 
 def test_kill_9_loses_no_trial_and_runs_none_twice(tmp_path: Path, tracking_uri: str) -> None:

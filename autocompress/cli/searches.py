@@ -117,7 +117,11 @@ def resume(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Go on with an interrupted search, or raise its budget."""
+    """Go on with an interrupted search, or raise its budget.
+
+    Of a budget in minutes what is left is left: a search whose time is up is only measured and reported, unless it is given
+    more.
+    """
     from autocompress.progress import open_view
     from autocompress.run import resume as go_on
 

@@ -52,7 +52,7 @@ def fine_print_of(
         Item("Splits", tuple(_splits(front, evidence))),
         Item("Size", ("Bytes of the exported file, on disk as it is delivered.",)),
         Item("Latency", tuple(_latency(front, results, evidence))),
-        Item("Accuracy", tuple(_accuracy(front))),
+        Item(name_of(SCORE, front.scoring), tuple(_accuracy(front))),
         Item("Not measured", tuple(_not_measured(front, results, evidence, marks))),
     )
 

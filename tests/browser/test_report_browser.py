@@ -7,13 +7,16 @@ from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from autocompress.objective import Limit
+from autocompress.folder import RunFolder
+from autocompress.front import ParetoFront
+from autocompress.objective import Limit, Objective, Scoring
 from tests.browser.pages import (
     DARK,
     PHONE,
     column,
     complaints,
     hover,
+    open_report,
     open_results,
     open_run,
     plot,
@@ -24,7 +27,7 @@ from tests.browser.pages import (
     text,
     texts,
 )
-from tests.made import made_many, made_results
+from tests.made import BASELINE, made_many, made_result, made_results
 
 pytestmark = pytest.mark.browser
 
@@ -170,6 +173,9 @@ def test_trials_that_learned_nothing_are_out_of_the_frame_until_asked_for(browse
     assert "outside the frame" not in text(browser, "hint")
 
 
+SHOWN = ("#plot .hollow", "#legend label .hollow", "#legend .solid.faint", "#legend .hollow.faint")
+
+
 def test_baselines_are_marked_and_what_was_not_measured_is_named(browser: Chrome, tmp_path: Path) -> None:
     open_run(browser, tmp_path)
     assert set(plot(browser)["marks"]) == {"uniform", "tpe"}
@@ -180,6 +186,32 @@ def test_baselines_are_marked_and_what_was_not_measured_is_named(browser: Chrome
     mark = browser.find_element(By.CSS_SELECTOR, "#plot [data-mark='uniform']")
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", mark)
     assert hover(browser, mark).startswith("uniform\n-50% channels, w4 a8")
+    opacity = {selector: browser.find_element(By.CSS_SELECTOR, selector).value_of_css_property("opacity") for selector in SHOWN}
+    assert list(opacity.values()) == ["1", "1", "0.35", "0.35"], "faint is what is dominated, and what was not measured"
+    assert complaints(browser) == []
+
+
+def test_an_error_goes_by_its_name_and_less_of_it_is_better(browser: Chrome, tmp_path: Path) -> None:
+    scoring = Scoring(name="mean error", goal="min", share=False)
+    objectives = tuple(Objective.of(name, scoring) for name in ("size_bytes", "latency_ms", "accuracy"))
+    results = [made_result(0, 60_000, 0.3, 20.2), made_result(1, 24_000, 0.22, 20.8), made_result(2, 9_000, 0.15, 26.0)]
+    limit = Limit.parse("mean error <= baseline + 10", scoring)
+    front = ParetoFront.of(results, objectives, [limit], BASELINE | {"accuracy": 20.0}, scoring)
+    open_report(browser, RunFolder(tmp_path / "run"), front, results)
+    assert text(browser, "gains") == "7.0x smaller, 2.7x faster, mean error +1.0%"
+    assert text(browser, "score") == "mean error 20.2 on validation"
+    assert texts(browser, "#alternatives h3") == ["Smallest", "Fastest", "Best mean error"]
+    assert "mean error worse by at most any" in text(browser, "sliders")
+    assert "best mean error: trial 0" in text(browser, "ends")
+    drawn = plot(browser)
+    assert drawn["ytitle"] == "Mean error"
+    assert drawn["front"] == [2, 1, 0]
+    assert [head.text for head in browser.find_elements(By.CSS_SELECTOR, "#table th")][3] == "mean error (validation)"
+    slider = browser.find_element(By.ID, "max-drop")
+    slider.send_keys(Keys.HOME)
+    WebDriverWait(browser, 30).until(lambda page: plot(page)["front"] == [0])
+    assert "mean error worse by at most 0.2" in text(browser, "sliders")
+    assert "accuracy" not in browser.find_element(By.TAG_NAME, "main").text.lower()
     assert complaints(browser) == []
 
 

@@ -71,6 +71,17 @@ def test_branches_that_all_leave_out_are_named() -> None:
     assert found.spans[1].bits == "left out"
 
 
+def test_of_a_layer_that_most_leave_out_nothing_else_is_told() -> None:
+    group = Group(name="features.3", channels=64, writers=("features.3",), readers={"classifier": 9}, branch=("features.3",))
+    layers = Layers(layers=LAYERS.layers, groups=(group,))
+    gone = [
+        Policy(channel_sparsity={"features.3": 1.0}, layers={"classifier": LayerPolicy(weight_bits=b)}) for b in (2, 3, 4, 5)
+    ]
+    sentences = agreed([*gone, Policy(layers=stored(6))], layers).sentences
+    assert sentences[0] == "4 of 5 leave out features.3."
+    assert not any("features.3" in sentence for sentence in sentences[1:]), sentences
+
+
 def test_spans_tell_what_is_done_to_each_layer() -> None:
     policies = [
         Policy(channel_sparsity={"features.0": 0.5}, layers={"features.0": LayerPolicy(weight_bits=2, weight_sparsity=0.25)}),

@@ -1,6 +1,7 @@
 import io
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -84,6 +85,24 @@ def test_a_metric_of_the_tasks_own_has_a_column_and_an_axis(folder: RunFolder) -
     write_report(folder, front, results, LAYERS, title="recall too")
     assert table_of(folder)["recall"].to_dict() == {0: 0.9, 1: 0.8}
     assert list(json.loads(page_of(folder).scripts["data"])["axes"]) == ["size_bytes", "latency_ms", "accuracy", "recall"]
+
+
+def test_a_search_for_two_targets_in_which_every_trial_failed_has_a_report(folder: RunFolder) -> None:
+    there = Objective(metric="latency_ms/openvino-cpu", goal="min")
+    results = [made_failure(number, "it burst") for number in range(5)]
+    front = ParetoFront.of(results, (*OBJECTIVES, there), (), BASELINE | {there.metric: 1.0})
+    write_report(folder, front, results, LAYERS, title="x")
+    assert there.metric in json.loads(page_of(folder).scripts["data"])["axes"]
+
+
+def test_what_is_to_be_typed_is_quoted(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "my run")
+    folder.create()
+    write_report(folder, made_front(made_results()), made_results(), LAYERS, title="x")
+    data = json.loads(page_of(folder).scripts["data"])
+    words = shlex.split(f"{data['export']} --pick 7 -o {data['into']}7")
+    assert words[-4:] == ["--pick", "7", "-o", "my run-7"]
+    assert words[2].endswith("my run")
 
 
 def test_a_policy_without_a_summary_is_described(folder: RunFolder) -> None:
@@ -268,9 +287,12 @@ def test_a_front_with_members_needs_no_excuse() -> None:
         ("latency_ms", 0.17, "0.170 ms"),
         ("latency_ms", 1.25, "1.25 ms"),
         ("latency_ms", 123.4, "123 ms"),
+        ("latency_ms", 999.7, "1,000 ms"),
+        ("latency_ms", 1234.5, "1,234 ms"),
         ("accuracy", 0.975, "97.5%"),
         ("accuracy", 0.9825, "98.3%"),  # as browsers round
         ("params", 270_000, "0.27 M"),
+        ("macs", 1_820_000_000, "1,820 M"),
         ("recall", 0.91234, "0.9123"),
     ],
 )

@@ -516,6 +516,10 @@ def test_a_resumed_search_goes_on_in_the_same_parent_and_the_front_moves(folder:
     assert sorted(metric.step for metric in history) == [1, 2, 3, 4, 5, 6, 7]
     assert parent.data.params["trials"] == "6"
     assert parent.data.tags["trials"] == "7"
+    # Sizes fell: of one time MLflow would take the largest for the latest.
+    assert parent.data.metrics["front_size"] == 1.0
+    assert parent.data.metrics["recommended/size_bytes"] == 8_000
+    assert parent.data.tags["recommended"] == "6"
 
 
 def test_an_ended_run_is_running_again_while_it_is_resumed(folder: RunFolder, uri: str) -> None:

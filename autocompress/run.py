@@ -1,32 +1,29 @@
 """The conductor: brings an experiment, a search, a driver, the trackers and the report together over one run folder."""
 
-import errno
-import fcntl
 import logging
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from uuid import uuid4
 
-import optuna
-
 from autocompress import nested
 from autocompress.artifacts import Artifacts, InStorage
 from autocompress.artifacts import absolute as absolute_storage
 from autocompress.baseline import Baseline, load_data, make_baseline
-from autocompress.credentials import CleanFormatter, public_uri, secrets_of
+from autocompress.credentials import public_uri, secrets_of
 from autocompress.drivers import Driver, Job, Site
 from autocompress.drivers.interrupt import INTERRUPTED, TERMINATED
 from autocompress.errors import InputError, RunFolderError, StorageError, TaskError, TrialError, UnreachableError
 from autocompress.experiment import Experiment, load_experiment
 from autocompress.folder import RunFolder, write_whole
 from autocompress.front import ParetoFront
+from autocompress.guard import disk_told, logging_to, only_here
 from autocompress.importance import write_importance
 from autocompress.listeners import FrontFile, Listeners, Silent, View, Views
 from autocompress.measure import size_bytes, test_score
@@ -43,7 +40,6 @@ from autocompress.trackers.mlflow import MlflowTracker, silence
 from autocompress.trial_files import read_trial_file
 
 _log = logging.getLogger(__name__)
-_NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
 _PACKAGES = ("autocompress", "torch", "onnx", "onnxruntime", "optuna", "ray", "mlflow")
 
 
@@ -95,7 +91,7 @@ def run_search(
         where.artifacts = InStorage(absolute_storage(artifacts), f"{where.path.name}-{uuid4().hex[:8]}")
         where.artifacts.claim()
     where.create()
-    with _only_here(where):
+    with only_here(where):
         where.create()  # again: another process may have begun a run here, and ended
         return _begin(experiment_file, where, experiment, options, driver, tracking_uri, shared, storage, view)
 
@@ -240,7 +236,7 @@ def conduct(
 
     A folder that has a baseline keeps it. Of the budget's minutes `searched` seconds have passed.
     """
-    with _only_here(run.folder):
+    with only_here(run.folder):
         return _conduct(run, experiment, driver, tracking_uri, view, storage, searched)
 
 
@@ -256,8 +252,8 @@ def _conduct(
     folder = run.folder
     storage = storage or (run.note.study.storage if run.note.study else None)
     with (
-        _disk_told(folder),
-        _logging_to(folder.log, secrets_of(tracking_uri, storage, *_urls(folder.artifacts))),
+        disk_told(folder),
+        logging_to(folder.log, secrets_of(tracking_uri, storage, *_urls(folder.artifacts))),
         database_told(storage, folder.path),
     ):
         write_whole(folder.run_json, run.note.to_json(indent=1))
@@ -436,66 +432,3 @@ def _clear(folder: RunFolder) -> None:
     measured = (folder.sensitivity, folder.costs, folder.study)
     for file in (folder.experiment, *measured, folder.mlflow_json, folder.session, folder.run_json):
         file.unlink(missing_ok=True)
-
-
-@contextmanager
-def _only_here(folder: RunFolder) -> Iterator[None]:
-    """Keeps a second process out of the run folder. Raises `RunFolderError` when there is one already."""
-    try:
-        # The log is never replaced by another file of the same name, as run.json is: a lock on it lasts.
-        file = folder.log.open("a")
-    except OSError as error:
-        raise RunFolderError(f"cannot write to the run folder {folder.path}: {error.strerror}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunFolderError(f"another process is at work on {folder.path}; wait for it, or end it") from error
-        yield
-
-
-@contextmanager
-def _disk_told(folder: RunFolder) -> Iterator[None]:
-    """A disk that takes nothing more is no mistake of ours, and what is on it is whole."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NOT_WRITABLE:
-            raise
-        what = f"{error.filename}" if error.filename else f"a file of the run {folder.path}"
-        raise RunFolderError(
-            f"cannot write {what}: {error.strerror}; mend that, then `autocompress resume {folder.path}`"
-        ) from error
-
-
-class _LogFile(logging.FileHandler):
-    """A log that cannot be written, as on a full disk, is no reason to write a traceback on the terminal."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Nothing."""
-
-
-@contextmanager
-def _logging_to(file: Path, secrets: tuple[str, ...]) -> Iterator[None]:
-    """Whatever a library has to say goes to `file` and not over the progress; `secrets` do not."""
-    handler = _LogFile(file)
-    handler.setFormatter(CleanFormatter("%(asctime)s %(name)s %(levelname)s %(message)s", secrets))
-    root, ours = logging.getLogger(), logging.getLogger("autocompress")
-    level = ours.level
-    root.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    logging.captureWarnings(capture=True)
-    optuna.logging.disable_default_handler()
-    optuna.logging.enable_propagation()
-    try:
-        yield
-    except Exception:
-        _log.exception("the run ended by an error")
-        raise
-    finally:
-        optuna.logging.disable_propagation()
-        optuna.logging.enable_default_handler()
-        logging.captureWarnings(capture=False)
-        ours.setLevel(level)
-        root.removeHandler(handler)
-        handler.close()

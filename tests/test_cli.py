@@ -66,7 +66,7 @@ def test_front_of_a_finished_run(toy_run: Path, capsys: Capture) -> None:
     out = capsys.readouterr().out
     front = read_front(RunFolder(toy_run))
     for member in front.members:
-        assert re.search(rf"\b{member.number} │.*x smaller.*x faster.*±", out)
+        assert re.search(rf"\b{member.number} │.*x smaller.*x (faster|slower).*±", out)
     assert f"{len(front.members)} on the front of 4 trials (0 failed)" in out
     assert str(toy_run / "front.html") in out
 

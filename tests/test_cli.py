@@ -35,7 +35,7 @@ def test_search_shows_progress_the_front_and_what_to_do_next(tmp_path: Path, tra
     options = ("--run", run, "--trials", "2", "--sampler", "tpe", "--seed", "5", "--limit", "accuracy >= 0.2")
     assert call("search", file, *options, "--driver", "local", "--tracking-uri", tracking_uri) == 0
     out = capsys.readouterr().out
-    assert re.search(r"^\[2/2, 0:00:00 left\] trial \d+: .*x smaller, .*x faster, accuracy 0\.", out, re.MULTILINE)
+    assert re.search(r"^\[2/2, 0:00:00 left\] trial \d+: .*x smaller, .*x (faster|slower), accuracy 0\.", out, re.MULTILINE)
     assert "the budget of 2 trials is used up" in out
     assert "uncompressed" in out
     assert "recommended" in out

@@ -188,7 +188,7 @@ def _verdict(rows: pd.DataFrame) -> str:
 
 
 def _draw(found: pd.DataFrame, picture: Path) -> None:
-    cases = sorted(found.case.unique())
+    cases = [case for case in CASES if (found.case == case).any()]
     figure = Figure(figsize=(6.5 * len(cases), 4.6), dpi=140, layout="constrained")
     for place, case in enumerate(cases):
         axes = figure.add_subplot(1, len(cases), place + 1)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
+from autocompress import neighbours
 from autocompress.errors import ExperimentError, InputError, unknown_name
 from autocompress.halving import Halving
 from autocompress.objective import METRICS, SCORE, Limit, Objective, base_of
@@ -136,8 +137,8 @@ def is_guided(space: Space) -> bool:
 def load_experiment(path: str | Path) -> Experiment:
     """Runs the file and returns its `experiment`.
 
-    The folder of the file is importable while it runs, so that an experiment may import its neighbours. Raises
-    `ExperimentError` that names the file, the line and the cause.
+    The folder of the file is importable, so that an experiment may import its neighbours: anew each time, see
+    `autocompress.neighbours`. Raises `ExperimentError` that names the file, the line and the cause.
     """
     file = Path(path).resolve()
     if not file.is_file():
@@ -161,11 +162,9 @@ def run_file(file: Path) -> ModuleType:
         raise ExperimentError(f"{file} is no Python file; an experiment is a .py file that defines `experiment`")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    # Last, so that an experiment folder can never hide an installed package.
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))
     try:
-        spec.loader.exec_module(module)
+        with neighbours.beside(file.parent):
+            spec.loader.exec_module(module)
     except ExperimentError:
         raise
     except SyntaxError as error:

@@ -24,7 +24,7 @@ from autocompress.compress.activations import quantize_activations
 from autocompress.compress.calibrate import observe_activations
 from autocompress.compress.repair import Seen, look, repair_examples, repair_weights
 from autocompress.compress.weights import compress_weights
-from autocompress.errors import AutocompressError, InputError, TaskError
+from autocompress.errors import AutocompressError, InputError, TaskError, TrialError
 from autocompress.folder import write_whole
 from autocompress.graph import BatchNorm, traced_by
 from autocompress.lane import Lane
@@ -34,6 +34,7 @@ from autocompress.option import Option, options
 from autocompress.tables import Divergence, Sensitivity
 from autocompress.task import Task
 
+# Option, divergence (None: not to be used; NaN: it could not be measured this time), seconds.
 Spread = Callable[[Sequence[Option]], Iterator[tuple[Option, float | None, float]]]
 Heard = Callable[[int, int], None]
 
@@ -48,6 +49,8 @@ _PLACES_PER_INPUT = 1
 _EXAMPLE = 8
 # Float rounding, and variances over n or n - 1 examples, make a smaller difference, as a share of the largest output.
 _PARITY = 0.05
+# What is wrong with the machine, and with no option.
+_FATAL = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
 # Part of every key: to be raised when the same option would now get another figure.
 _MANNER = 4
 
@@ -70,17 +73,20 @@ def sense(
     """The divergence of every option on the target's menu: from the folder `cache`, else measured and written there.
 
     `spread` measures options in any order: `divergences_of`, or a driver that spreads them over workers. `heard` is told
-    after each how many of how many are done. With `fresh` it is measured in any case. Raises `TaskError` when no option
-    has a finite divergence.
+    after each how many of how many are done. With `fresh` it is measured in any case. A table in which an option failed with
+    an error that may not come again is not kept. Raises `TaskError` when no option has a finite divergence.
     """
     known = None if fresh else stored(task, baseline, data, cache)
     if known is not None:
         return known
     wanted = options(baseline.layers, baseline.target.menu)
+    key = _key(task, baseline, data, wanted)
     found: dict[Option, float | None] = {}
-    seconds = 0.0
+    seconds, lasting = 0.0, True
     for option, value, took in spread(wanted):
-        found[option] = value
+        failed = value is not None and math.isnan(value)
+        found[option] = None if failed else value
+        lasting = lasting and not failed
         seconds += took
         if heard is not None:
             heard(len(found), len(wanted))
@@ -90,13 +96,15 @@ def sense(
     if wanted and all(value is None for value in found.values()):
         raise TaskError("no option has a finite divergence from the uncompressed model; the log says why")
     measured = Sensitivity(
-        key=_key(task, baseline, data, wanted),
+        key=key,
         divergence=task.divergence_unit,
         examples=nested.count(_subset(data)),
         seconds=seconds,
         entries=tuple(Divergence(option=option, value=found[option]) for option in wanted),
     )
-    if cache is not None:
+    if not lasting:
+        _log.warning("the sensitivities are not kept: some options failed with an error that may not come again")
+    elif cache is not None:
         _keep(measured, cache)
     return measured
 
@@ -126,12 +134,13 @@ def cache_file(cache: Path, key: str) -> Path:
 def divergences_of(
     options: Sequence[Option], task: Task, baseline: Baseline, data: Data, *, seed: int = 0
 ) -> Iterator[tuple[Option, float | None, float]]:
-    """Each of `options`, how far it alone moves the outputs, None when that is not finite, and the seconds it took.
+    """Each of `options`, how far it alone moves the outputs, and the seconds it took.
 
+    None where that is not finite or the option cannot be carried out, NaN where it failed with an error that nobody foresaw.
     Outputs for some training inputs, drawn by `seed`, are compared by `Task.divergence`. The reference is the
     uncompressed model with its batch norms re-estimated as those of every student are: what re-estimation alone does is
     no option's doing. Options come in the order in which the network runs their layers. Raises what a function of the
-    task raises.
+    task raises, and what says that memory is short.
     """
     places = {layer.name: place for place, layer in enumerate(baseline.layers)}
     groups = {group.name: {*group.writers, *group.readers, *group.branch} for group in baseline.layers.groups}
@@ -171,18 +180,18 @@ class _Bench:
         self._rest = None if graph is None else _Rest(graph, self._inputs)
 
     def divergence(self, option: Option, layers: Collection[str]) -> float | None:
-        """How far `option`, which changes `layers`, moves the outputs; None when that fails or the figure is not finite."""
+        """How far `option`, which changes `layers`, moves the outputs; see `divergences_of`."""
         try:
             rest = None if self._rest is None or option.name in self._counted else self._rest.before(layers)
             model, inputs = rest or (self._model, self._inputs)
             if self._seen is None:
                 self._seen = look(self._model, self._inputs, places_per_input=_PLACES_PER_INPUT)
             outputs = _outputs(option, model, inputs, self._groups, self._seen)
-        except InputError:
+        except (InputError, *_FATAL):
             raise
         except Exception as error:  # noqa: BLE001  # whatever becomes of one option, the others are measured
             _log.warning("%s: %s: %s", option, type(error).__name__, error)
-            return None
+            return None if isinstance(error, TrialError) else math.nan
         value = float(self._task.divergence(outputs, self._reference))
         return value if math.isfinite(value) else None
 

@@ -1,6 +1,7 @@
 """Sensitivity: how far each option alone moves the outputs of the network."""
 
 import hashlib
+import inspect
 import logging
 import math
 import time
@@ -388,8 +389,23 @@ def _key(task: Task, baseline: Baseline, data: Data, wanted: Sequence[Option]) -
     text.update(baseline.target.menu.to_json().encode())
     for option in wanted:
         text.update(option.to_json().encode())
-    text.update(f"{type(task).divergence.__qualname__} {task.divergence_unit} {_MANNER}".encode())
+    text.update(f"{type(task).divergence.__qualname__} {task.divergence_unit} {_MANNER}{_code(task)}".encode())
     return text.hexdigest()[:16]
+
+
+def _code(task: Task) -> str:
+    """The code of a task that has a `divergence` of its own: of its class, and of those it has inherited it through."""
+    classes = type(task).__mro__
+    where = next(place for place, one in enumerate(classes) if "divergence" in vars(one))
+    if classes[where].__module__ == Task.__module__:
+        return ""
+    found = []
+    for one in classes[: where + 1]:
+        try:
+            found.append(inspect.getsource(one))
+        except (OSError, TypeError):  # it is in no file
+            found.append(one.__qualname__)
+    return "\n".join(found)
 
 
 def _keep(measured: Sensitivity, cache: Path) -> None:

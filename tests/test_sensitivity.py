@@ -18,9 +18,10 @@ from autocompress.compress.calibrate import reestimate_batch_norm
 from autocompress.compress.repair import look, repair_weights
 from autocompress.compress.weights import compress_weights
 from autocompress.errors import AutocompressError, SurgeryError, TaskError
+from autocompress.experiment import load_experiment
 from autocompress.graph import trace
 from autocompress.option import Option, options
-from autocompress.sensitivity import cache_file, divergences_of, sense, stored
+from autocompress.sensitivity import _key, cache_file, divergences_of, sense, stored
 from autocompress.tables import Sensitivity
 from autocompress.testing import ToyNet, ToyTask
 from tests.toy import call, write_experiment
@@ -249,6 +250,22 @@ def test_another_model_menu_or_divergence_has_another_key(
     inputs, targets = toy_data["train"]
     assert stored(toy_task, toy_baseline, {**toy_data, "train": (inputs + 1, targets)}, cache) is None
     assert stored(FussyTask(), toy_baseline, toy_data, cache) is None
+
+
+def test_a_divergence_that_was_rewritten_has_another_key(toy_baseline: Baseline, toy_data: Data, tmp_path: Path) -> None:
+    """Also one that calls other functions of its class, or was inherited; a class that has none of its own may change."""
+    code = "    def {name}(self, outputs, reference):\n        return {factor} * super().divergence(outputs, reference)\n"
+    own = "class Own(ToyTask):\n" + code.format(name="divergence", factor="self.far()")
+
+    def key(factor: str, *, task: str, beside: str = "") -> str:
+        classes = f"{own}\n    def far(self): return {factor}\n\nclass Heir(Own):\n    pass\n{beside}"
+        classes += f"\nclass Plain(ToyTask):\n    factor = {factor}\n"
+        file = write_experiment(tmp_path, classes=classes, task=task)
+        return _key(load_experiment(file).task, toy_baseline, toy_data, OPTIONS)
+
+    for task in ("Own()", "Heir()"):
+        assert key("2", task=task) == key("2", task=task, beside="\n# of another class\n") != key("2 + 1", task=task)
+    assert key("2", task="Plain()") == key("2 + 1", task="Plain()")
 
 
 def test_what_is_not_finite_is_none(toy_baseline: Baseline, toy_data: Data, tmp_path: Path) -> None:

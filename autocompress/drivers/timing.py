@@ -15,7 +15,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from autocompress.drivers.cluster import has_device, lane_resources
 from autocompress.drivers.endings import one_line
-from autocompress.errors import TrialError, UnreachableError
+from autocompress.errors import InputError, TrialError, UnreachableError
 from autocompress.experiment import load_experiment
 from autocompress.lane import Lane
 from autocompress.measure import Here, Latency, Places
@@ -102,7 +102,7 @@ def places_of(target: Target, actors: Lanes, files: dict[str, Any] | None = None
 class _InLane:
     """Files are timed in the actor, and run there when only that machine has the device, else here.
 
-    Raises `TrialError` when the lane fails: it is the trial that has no latency then.
+    Raises `TrialError` when the lane fails: it is the trial that has no latency then; `InputError` where no file would run.
     """
 
     actor: Actor
@@ -129,6 +129,8 @@ def _answer(reference: Any) -> Any:
     except GetTimeoutError as error:
         raise TrialError(f"the latency lane gave no answer within {_SECONDS:.0f} s") from error
     except RayError as error:
+        if isinstance(error, RayTaskError) and isinstance(error.cause, InputError):
+            raise error.cause from error
         raise TrialError(f"the latency lane failed: {reason(error)}") from error
 
 

@@ -66,11 +66,11 @@ class Experiment:
     are written like ``"accuracy >= baseline - 0.01"``. `sampler` is "tpe", "nsga2", "random", or any Optuna sampler.
     `start` holds parameter dictionaries (as the space names them) that are tried first, or is a function that makes them
     of the prior. `halving` stops bad trials early, `refit` trains the best further; None: neither. `cpus_per_trial` and
-    `gpus_per_trial` are what Ray reserves. Trials share a GPU by fractions; with "auto" (a GPU where there is one) by what
-    those before have taken of its memory. One for which that was too little is begun again once, alone on a GPU. A trial may
-    take `trial_minutes` on its worker, its waiting for the machine to time its file included; None: as long as it likes. One
-    whose worker died, or took too long on Ray, is begun again `retries` times before it has FAILED. `settings` is shown in
-    reports and MLflow.
+    `gpus_per_trial` are what Ray reserves: without GPUs a trial trains on the CPU. Trials share a GPU by fractions; with
+    "auto" (a GPU where there is one) by what those before have taken of its memory. One for which that was too little is begun
+    again once, alone on a GPU. A trial may take `trial_minutes` on its worker, its waiting for the machine to time its file
+    included; None: as long as it likes. One whose worker died, or took too long on Ray, is begun again `retries` times before
+    it has FAILED. `settings` is shown in reports and MLflow.
     """
 
     task: Task

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Interpreter, Node, Tracer
 
-from autocompress import nested
+from autocompress import gpu, nested
 from autocompress.baseline import Baseline, Data
 from autocompress.compress import cut
 from autocompress.compress.activations import quantize_activations
@@ -133,21 +133,27 @@ def cache_file(cache: Path, key: str) -> Path:
 
 
 def divergences_of(
-    options: Sequence[Option], task: Task, baseline: Baseline, data: Data, *, seed: int = 0
+    options: Sequence[Option],
+    task: Task,
+    baseline: Baseline,
+    data: Data,
+    *,
+    seed: int = 0,
+    device: torch.device = gpu.CPU,
 ) -> Iterator[tuple[Option, float | None, float]]:
     """Each of `options`, how far it alone moves the outputs, and the seconds it took.
 
     None where that is not finite or the option cannot be carried out, NaN where it failed with an error that nobody foresaw.
-    Outputs for some training inputs, drawn by `seed`, are compared by `Task.divergence`. The reference is the
-    uncompressed model with its batch norms re-estimated as those of every student are: what re-estimation alone does is
-    no option's doing. Options come in the order in which the network runs their layers. Raises what a function of the
-    task raises, and what says that memory is short.
+    Outputs for some training inputs, drawn by `seed` and computed on `device`, are compared by `Task.divergence`. The
+    reference is the uncompressed model with its batch norms re-estimated as those of every student are: what re-estimation
+    alone does is no option's doing. Options come in the order in which the network runs their layers. Raises what a function
+    of the task raises, and what says that memory is short.
     """
     places = {layer.name: place for place, layer in enumerate(baseline.layers)}
     groups = {group.name: {*group.writers, *group.readers, *group.branch} for group in baseline.layers.groups}
     lane = Lane()
     start = time.perf_counter()
-    bench = _bench(task, baseline, data, seed)
+    bench = _bench(task, baseline, data, seed, device)
     prepared = time.perf_counter() - start
     try:
         for option in sorted(options, key=lambda option: places.get(option.name, 0)):
@@ -363,16 +369,15 @@ def _subset(data: Data, seed: int = 0) -> Nested:
 
 
 # A worker measures many options of one model, in several calls.
-_benches: WeakKeyDictionary[Baseline, tuple[int, _Bench]] = WeakKeyDictionary()
+_benches: WeakKeyDictionary[Baseline, tuple[tuple[int, torch.device], _Bench]] = WeakKeyDictionary()
 
 
-def _bench(task: Task, baseline: Baseline, data: Data, seed: int) -> _Bench:
-    drawn, bench = _benches.get(baseline, (None, None))
-    if bench is None or drawn != seed:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _bench(task: Task, baseline: Baseline, data: Data, seed: int, device: torch.device) -> _Bench:
+    known, bench = _benches.get(baseline, (None, None))
+    if bench is None or known != (seed, device):
         inputs = nested.each(lambda part: torch.tensor(part, device=device), _subset(data, seed))
         bench = _Bench(baseline.model(task).to(device), inputs, task, baseline.layers.groups)
-        _benches[baseline] = seed, bench
+        _benches[baseline] = (seed, device), bench
     return bench
 
 

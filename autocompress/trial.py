@@ -67,6 +67,7 @@ def run_trial(
     screened: bool = False,
     checkpoint: bytes | None = None,
     refit_of: int | None = None,
+    device: torch.device = gpu.CPU,
 ) -> TrialResult:
     """Carries out `policy` and measures what comes out; see `trial_rungs` for the parameters.
 
@@ -87,6 +88,7 @@ def run_trial(
         rungs=rungs,
         screened=screened,
         checkpoint=checkpoint,
+        device=device,
     )
     reached: list[Rung] = []
     while True:
@@ -125,6 +127,7 @@ def trial_rungs(
     rungs: Sequence[float] = RUNGS,
     screened: bool = False,
     checkpoint: bytes | None = None,
+    device: torch.device = gpu.CPU,
 ) -> Generator[Rung, None, TrialResult]:
     """A trial that pauses at every rung: yields it, and returns the result.
 
@@ -133,7 +136,8 @@ def trial_rungs(
     machine trains.
     `rungs` are shares of the fine-tuning steps. With `screened` the file is exported, measured and scored at the first rung
     already, for who stops bad trials there; it stays the one when no training makes a better one of it. `checkpoint` is that
-    of another trial of a policy that differs in fine-tuning only: training goes on from there. What goes wrong in the trial
+    of another trial of a policy that differs in fine-tuning only: training goes on from there. `device` is where the student
+    is compressed and trained. What goes wrong in the trial
     makes it FAILED; what raises (`InputError`) is a policy that does not fit the network or the target, and a folder that
     cannot be written.
     """
@@ -146,10 +150,9 @@ def trial_rungs(
     sums: dict[str, str] = {}
     status, error, out_of_memory = Status.COMPLETE, None, False
     try:
-        gpu.begin_count()
+        gpu.begin_count(device)
         torch.manual_seed(seed)
         lane = Lane()
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         inputs, targets = (nested.each(lambda tensor: tensor.to(device), part) for part in as_tensors(data["train"]))
         examples = nested.each(Tensor.cpu, nested.take(inputs, slice(_EXAMPLES)))
         teacher = _teacher(baseline, task, device)
@@ -223,7 +226,7 @@ def trial_rungs(
         model=f"{trial_folder(number)}/{runtime_of(target).file}" if status is Status.COMPLETE else None,
         sha256=sums,
         summary=policy.describe(baseline.layers),
-        gpu=gpu.counted(),
+        gpu=gpu.counted(device),
         out_of_memory=out_of_memory,
     )
 

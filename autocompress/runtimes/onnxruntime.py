@@ -71,6 +71,6 @@ def _check_provider(target: Target, there: list[str]) -> None:
     wanted = _PROVIDERS[target.device][0]
     if wanted not in there:
         raise InputError(
-            f"the target {target.name} needs the {wanted} of ONNX Runtime, here it has {', '.join(there)}; install onnxruntime-gpu "
-            "in place of onnxruntime, and the CUDA and cuDNN that it was built for, or search for onnxruntime-cpu"
+            f"the target {target.name} needs the {wanted} of ONNX Runtime, here it has {', '.join(there)}; install "
+            f"onnxruntime-gpu in its place, with the CUDA and cuDNN it was built for, or search for {target.runtime}-cpu"
         )

@@ -12,11 +12,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
-from torch import Tensor, nn
+from torch import nn
 
 from autocompress import gpu, nested
 from autocompress.artifacts import trial_folder
-from autocompress.baseline import Baseline, Data, as_tensors
+from autocompress.baseline import Baseline, Data, Pairs
+from autocompress.batches import examples_of
 from autocompress.compress import compress
 from autocompress.distill import Teacher
 from autocompress.errors import ExportError, InputError, RunFolderError, TrialError
@@ -153,8 +154,8 @@ def trial_rungs(
         gpu.begin_count(device)
         torch.manual_seed(seed)
         lane = Lane()
-        inputs, targets = (nested.each(lambda tensor: tensor.to(device), part) for part in as_tensors(data["train"]))
-        examples = nested.each(Tensor.cpu, nested.take(inputs, slice(_EXAMPLES)))
+        train = data["train"]
+        examples = examples_of(train[0], slice(_EXAMPLES), gpu.CPU)
         teacher = _teacher(baseline, task, device)
 
         def judge(model: nn.Module) -> float:
@@ -175,8 +176,8 @@ def trial_rungs(
                 _compare_further(files, model, teacher, target, data, places, lane)
 
         with clock.stage("compress"), lane.shared():
-            student = _compressed(teacher.model, policy, task, (inputs, targets), baseline, seed=seed, checkpoint=checkpoint)
-            student = in_fast_layout(student, nested.take(inputs, slice(_EXAMPLES)))
+            student = _compressed(teacher.model, policy, task, train, baseline, seed=seed, checkpoint=checkpoint, device=device)
+            student = in_fast_layout(student, examples_of(train[0], slice(_EXAMPLES), device))
         files, early, untrained = {}, {}, None
         if screened:
             files = exported(student)
@@ -186,9 +187,7 @@ def trial_rungs(
                 untrained = _first_score(files[target.runtime], student, teacher, task, first, data, lane)
         for rung in clock.each(
             "finetune",
-            finetune(
-                student, policy, task, teacher, (inputs, targets), judge, rungs=rungs, seed=seed, lane=lane, untrained=untrained
-            ),
+            finetune(student, policy, task, teacher, train, judge, rungs=rungs, seed=seed, lane=lane, untrained=untrained),
         ):
             reached.append(rung.model_copy(update={"metrics": early, "seconds": clock.total}))
             yield reached[-1]
@@ -231,31 +230,30 @@ def trial_rungs(
     )
 
 
-def student_of(
-    policy: Policy, task: Task, baseline: Baseline, train: tuple[Nested, Nested], *, seed: int, checkpoint: bytes
-) -> nn.Module:
+def student_of(policy: Policy, task: Task, baseline: Baseline, train: Pairs, *, seed: int, checkpoint: bytes) -> nn.Module:
     """The model of a trial as its checkpoint says, on the CPU and in eval mode.
 
     Its roundings are carried out in floats: what the exported file computes, but for the rounding of integer kernels. `train`
-    is the train split as tensors (inputs, targets), `seed` that of the trial. Raises `TrialError` for the checkpoint of
+    is the train split, `seed` that of the trial. Raises `TrialError` for the checkpoint of
     another policy.
     """
-    return _compressed(baseline.model(task), policy, task, train, baseline, seed=seed, checkpoint=checkpoint).eval()
+    model = baseline.model(task)
+    return _compressed(model, policy, task, train, baseline, seed=seed, checkpoint=checkpoint, device=gpu.CPU).eval()
 
 
 def _compressed(
     model: nn.Module,
     policy: Policy,
     task: Task,
-    train: tuple[Nested, Nested],
+    train: Pairs,
     baseline: Baseline,
     *,
     seed: int,
     checkpoint: bytes | None,
+    device: torch.device,
 ) -> nn.Module:
-    inputs, targets = train
-    calibration = nested.take(inputs, torch.as_tensor(calibration_rows(nested.count(inputs), seed)))
-    student = compress(model, policy, calibration, _gradients(task, inputs, targets), baseline.layers.groups)
+    calibration = examples_of(train[0], calibration_rows(nested.count(train[0]), seed), device)
+    student = compress(model, policy, calibration, _gradients(task, train, device), baseline.layers.groups)
     if checkpoint is not None:
         _restore(student, checkpoint)
     return student
@@ -379,8 +377,8 @@ def _teacher(baseline: Baseline, task: Task, device: torch.device) -> Teacher:
     return _teachers[baseline]
 
 
-def _gradients(task: Task, inputs: Nested, targets: Nested) -> Callable[[nn.Module], None]:
-    few, wanted = (nested.take(part, slice(_GRADIENT_BATCH)) for part in (inputs, targets))
+def _gradients(task: Task, train: Pairs, device: torch.device) -> Callable[[nn.Module], None]:
+    few, wanted = (examples_of(part, slice(_GRADIENT_BATCH), device) for part in train)
 
     def leave_gradients(model: nn.Module) -> None:
         model.zero_grad()

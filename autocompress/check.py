@@ -12,7 +12,7 @@ import optuna
 import torch
 from torch import Tensor, nn
 
-from autocompress import nested
+from autocompress import gpu, nested
 from autocompress.baseline import Data, Pairs, as_tensors, check_parity, load_data, load_split
 from autocompress.errors import ExportError, InputError, PolicyError, TaskError
 from autocompress.experiment import Experiment, is_guided, load_experiment
@@ -49,6 +49,10 @@ def check(file: Path, options: Options | None = None) -> Iterator[Finding]:
     """Looks at one thing after another; the first that a search could not work with raises `InputError`."""
     experiment = (options or Options()).apply(load_experiment(file))
     yield Finding("experiment", _in_words(experiment))
+    if experiment.gpus_per_trial == 0 and gpu.device_for("auto") != gpu.CPU:
+        yield Finding(
+            "GPU", "not used: trials train on the CPU without gpus_per_trial, such as gpus_per_trial='auto'", warning=True
+        )
     task = experiment.task
     data = {**load_data(task), "test": load_split(task, "test")}
     for split, (inputs, targets) in data.items():

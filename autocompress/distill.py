@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress import nested
+from autocompress.batches import in_order
 from autocompress.fast import Precision, fast_precision, in_fast_layout
 from autocompress.lane import Lane
 from autocompress.nested import Nested
@@ -66,7 +67,7 @@ class Teacher:
     def _answers(self, inputs: Nested, lane: Lane) -> tuple[Nested | None, Tensor | None]:
         kept: tuple[list[Nested], list[Nested]] = [], []
         examples = nested.count(inputs)
-        for batch in nested.split(inputs, _BATCH):
+        for batch in in_order(inputs, _BATCH, next(self.model.parameters()).device):
             with lane.shared():
                 answer = self.answer(batch)
             for parts, part in zip(kept, answer, strict=True):

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
+from autocompress import neighbours
 from autocompress.errors import ExperimentError, InputError, unknown_name
 from autocompress.halving import Halving
 from autocompress.objective import METRICS, SCORE, Limit, Objective, base_of
@@ -65,11 +66,11 @@ class Experiment:
     are written like ``"accuracy >= baseline - 0.01"``. `sampler` is "tpe", "nsga2", "random", or any Optuna sampler.
     `start` holds parameter dictionaries (as the space names them) that are tried first, or is a function that makes them
     of the prior. `halving` stops bad trials early, `refit` trains the best further; None: neither. `cpus_per_trial` and
-    `gpus_per_trial` are what Ray reserves. Trials share a GPU by fractions; with "auto" (a GPU where there is one) by what
-    those before have taken of its memory. One for which that was too little is begun again once, alone on a GPU. A trial may
-    take `trial_minutes` on its worker, its waiting for the machine to time its file included; None: as long as it likes. One
-    whose worker died, or took too long on Ray, is begun again `retries` times before it has FAILED. `settings` is shown in
-    reports and MLflow.
+    `gpus_per_trial` are what Ray reserves: without GPUs a trial trains on the CPU. Trials share a GPU by fractions; with
+    "auto" (a GPU where there is one) by what those before have taken of its memory. One for which that was too little is begun
+    again once, alone on a GPU. A trial may take `trial_minutes` on its worker, its waiting for the machine to time its file
+    included; None: as long as it likes. One whose worker died, or took too long on Ray, is begun again `retries` times before
+    it has FAILED. `settings` is shown in reports and MLflow.
     """
 
     task: Task
@@ -136,8 +137,8 @@ def is_guided(space: Space) -> bool:
 def load_experiment(path: str | Path) -> Experiment:
     """Runs the file and returns its `experiment`.
 
-    The folder of the file is importable while it runs, so that an experiment may import its neighbours. Raises
-    `ExperimentError` that names the file, the line and the cause.
+    The folder of the file is importable, so that an experiment may import its neighbours: anew each time, see
+    `autocompress.neighbours`. Raises `ExperimentError` that names the file, the line and the cause.
     """
     file = Path(path).resolve()
     if not file.is_file():
@@ -161,11 +162,9 @@ def run_file(file: Path) -> ModuleType:
         raise ExperimentError(f"{file} is no Python file; an experiment is a .py file that defines `experiment`")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    # Last, so that an experiment folder can never hide an installed package.
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))
     try:
-        spec.loader.exec_module(module)
+        with neighbours.beside(file.parent):
+            spec.loader.exec_module(module)
     except ExperimentError:
         raise
     except SyntaxError as error:

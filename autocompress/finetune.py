@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress import nested
+from autocompress.batches import examples_of
 from autocompress.distill import Teacher, distilled_loss, features_of, in_floats
 from autocompress.errors import DivergedError
 from autocompress.lane import Lane
@@ -40,6 +41,7 @@ def finetune(
 ) -> Iterator[Rung]:
     """Trains `student` in place by `policy` and reports what `judge` says of it before the first step and at each rung.
 
+    `train` holds inputs and targets, arrays or tensors, of which one batch at a time is copied to where the student is.
     `rungs` are shares of the steps. `untrained` is what is known of it before the first step. When the iterator ends, the
     student has the weights of its best rung. Raises `DivergedError` at the first loss that is not finite.
     """
@@ -81,7 +83,7 @@ def training_steps(
     student: nn.Module, policy: Policy, task: Task, teacher: Teacher, train: tuple[Nested, Nested], *, seed: int, lane: Lane
 ) -> Iterator[int]:
     """Trains `student` in place, one step at a time, and yields how many were taken. Raises as `finetune` does."""
-    settings, how = policy.finetune, policy.distill
+    settings, how, device = policy.finetune, policy.distill, next(student.parameters()).device
     inputs, targets = train
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(_parameters(student, settings.learning_rate, settings.weight_decay), fused=True)
@@ -89,14 +91,14 @@ def training_steps(
     augmented = type(task).augment is not Task.augment
     hints = how is not None and how.hint_share > 0
     with lane.shared():
-        precision = teacher.precision(nested.take(inputs, slice(_EVALUATION_BATCH)))
+        precision = teacher.precision(examples_of(inputs, slice(_EVALUATION_BATCH), device))
     # What the teacher says of a batch as it is in the split is looked up, of a changed one it has to be computed.
     known = how is not None and not augmented and teacher.remember(inputs, hints=hints, lane=lane)
     batches = _batches(nested.count(inputs), settings.batch_size, generator)
     for taken in range(1, settings.steps + 1):
         with lane.shared():
-            picked = next(batches).to(nested.arrays(inputs)[0].device)
-            batch, target = nested.take(inputs, picked), nested.take(targets, picked)
+            picked = next(batches)
+            batch, target = examples_of(inputs, picked, device), examples_of(targets, picked, device)
             batch = task.augment(batch, generator) if augmented else batch
             if not student.training:  # after every evaluation
                 student.train()
@@ -106,7 +108,7 @@ def training_steps(
             outputs = in_floats(outputs)
             loss = task.loss(outputs, target)
             if how is not None:
-                answer = teacher.recall(picked) if known else teacher.answer(batch)
+                answer = teacher.recall(picked.to(device)) if known else teacher.answer(batch)
                 loss = distilled_loss(task, loss, outputs, features[-1], answer, how)
             if not torch.isfinite(loss):
                 raise DivergedError(f"the loss is {loss.item()} at step {taken} of {settings.steps}")

@@ -9,7 +9,7 @@ from typing import Literal
 import pandas as pd
 from torch import nn
 
-from autocompress.baseline import as_tensors, load_split
+from autocompress.baseline import load_split
 from autocompress.drivers import Driver
 from autocompress.errors import InputError, RunFolderError, TrialError
 from autocompress.export import choose
@@ -160,7 +160,7 @@ class Model:
         """
         checkpoint = read_trial_file(self._run.folder, self.result, CHECKPOINT)
         experiment = self._run.experiment()
-        train = as_tensors(load_split(experiment.task, "train"))
+        train = load_split(experiment.task, "train")
         baseline, seed = self._run.baseline(), self.result.seed
         try:
             return student_of(self.policy, experiment.task, baseline, train, seed=seed, checkpoint=checkpoint)

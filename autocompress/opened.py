@@ -1,13 +1,13 @@
 """A run: what it was asked for, and its folder opened again."""
 
 import os
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from pydantic import field_validator
 
+from autocompress import neighbours
 from autocompress.artifacts import Artifacts, InStorage
 from autocompress.baseline import Baseline, load_baseline
 from autocompress.credentials import public_uri
@@ -123,11 +123,14 @@ class Run:
 
     def experiment(self) -> Experiment:
         """The experiment with the options of the run. Raises `ExperimentError`."""
-        original = Path(self.note.experiment).parent
-        if self.experiment_file == self.folder.experiment and str(original) not in sys.path:
+        if self.experiment_file == self.folder.experiment:
             # The copy still finds the neighbours of the original; so it does in the processes that Ray starts.
-            sys.path.append(str(original))
-            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(original))))
+            original = Path(self.note.experiment).parent
+            others = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+            os.environ["PYTHONPATH"] = os.pathsep.join(
+                [*(entry for entry in others if not neighbours.is_preferred(entry)), str(original)]
+            )
+            neighbours.prefer(original)
         return self.note.options.apply(load_experiment(self.experiment_file))
 
     def baseline(self) -> Baseline:

@@ -1,6 +1,7 @@
 """Sensitivity: how far each option alone moves the outputs of the network."""
 
 import hashlib
+import inspect
 import logging
 import math
 import time
@@ -17,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Interpreter, Node, Tracer
 
-from autocompress import nested
+from autocompress import gpu, nested
 from autocompress.baseline import Baseline, Data
 from autocompress.compress import cut
 from autocompress.compress.activations import quantize_activations
 from autocompress.compress.calibrate import observe_activations
 from autocompress.compress.repair import Seen, look, repair_examples, repair_weights
 from autocompress.compress.weights import compress_weights
-from autocompress.errors import AutocompressError, InputError, TaskError
+from autocompress.errors import AutocompressError, InputError, TaskError, TrialError
 from autocompress.folder import write_whole
 from autocompress.graph import BatchNorm, traced_by
 from autocompress.lane import Lane
@@ -34,6 +35,7 @@ from autocompress.option import Option, options
 from autocompress.tables import Divergence, Sensitivity
 from autocompress.task import Task
 
+# Option, divergence (None: not to be used; NaN: it could not be measured this time), seconds.
 Spread = Callable[[Sequence[Option]], Iterator[tuple[Option, float | None, float]]]
 Heard = Callable[[int, int], None]
 
@@ -48,6 +50,8 @@ _PLACES_PER_INPUT = 1
 _EXAMPLE = 8
 # Float rounding, and variances over n or n - 1 examples, make a smaller difference, as a share of the largest output.
 _PARITY = 0.05
+# What is wrong with the machine, and with no option.
+_FATAL = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
 # Part of every key: to be raised when the same option would now get another figure.
 _MANNER = 4
 
@@ -70,17 +74,20 @@ def sense(
     """The divergence of every option on the target's menu: from the folder `cache`, else measured and written there.
 
     `spread` measures options in any order: `divergences_of`, or a driver that spreads them over workers. `heard` is told
-    after each how many of how many are done. With `fresh` it is measured in any case. Raises `TaskError` when no option
-    has a finite divergence.
+    after each how many of how many are done. With `fresh` it is measured in any case. A table in which an option failed with
+    an error that may not come again is not kept. Raises `TaskError` when no option has a finite divergence.
     """
     known = None if fresh else stored(task, baseline, data, cache)
     if known is not None:
         return known
     wanted = options(baseline.layers, baseline.target.menu)
+    key = _key(task, baseline, data, wanted)
     found: dict[Option, float | None] = {}
-    seconds = 0.0
+    seconds, lasting = 0.0, True
     for option, value, took in spread(wanted):
-        found[option] = value
+        failed = value is not None and math.isnan(value)
+        found[option] = None if failed else value
+        lasting = lasting and not failed
         seconds += took
         if heard is not None:
             heard(len(found), len(wanted))
@@ -90,13 +97,15 @@ def sense(
     if wanted and all(value is None for value in found.values()):
         raise TaskError("no option has a finite divergence from the uncompressed model; the log says why")
     measured = Sensitivity(
-        key=_key(task, baseline, data, wanted),
+        key=key,
         divergence=task.divergence_unit,
         examples=nested.count(_subset(data)),
         seconds=seconds,
         entries=tuple(Divergence(option=option, value=found[option]) for option in wanted),
     )
-    if cache is not None:
+    if not lasting:
+        _log.warning("the sensitivities are not kept: some options failed with an error that may not come again")
+    elif cache is not None:
         _keep(measured, cache)
     return measured
 
@@ -124,20 +133,27 @@ def cache_file(cache: Path, key: str) -> Path:
 
 
 def divergences_of(
-    options: Sequence[Option], task: Task, baseline: Baseline, data: Data, *, seed: int = 0
+    options: Sequence[Option],
+    task: Task,
+    baseline: Baseline,
+    data: Data,
+    *,
+    seed: int = 0,
+    device: torch.device = gpu.CPU,
 ) -> Iterator[tuple[Option, float | None, float]]:
-    """Each of `options`, how far it alone moves the outputs, None when that is not finite, and the seconds it took.
+    """Each of `options`, how far it alone moves the outputs, and the seconds it took.
 
-    Outputs for some training inputs, drawn by `seed`, are compared by `Task.divergence`. The reference is the
-    uncompressed model with its batch norms re-estimated as those of every student are: what re-estimation alone does is
-    no option's doing. Options come in the order in which the network runs their layers. Raises what a function of the
-    task raises.
+    None where that is not finite or the option cannot be carried out, NaN where it failed with an error that nobody foresaw.
+    Outputs for some training inputs, drawn by `seed` and computed on `device`, are compared by `Task.divergence`. The
+    reference is the uncompressed model with its batch norms re-estimated as those of every student are: what re-estimation
+    alone does is no option's doing. Options come in the order in which the network runs their layers. Raises what a function
+    of the task raises, and what says that memory is short.
     """
     places = {layer.name: place for place, layer in enumerate(baseline.layers)}
     groups = {group.name: {*group.writers, *group.readers, *group.branch} for group in baseline.layers.groups}
     lane = Lane()
     start = time.perf_counter()
-    bench = _bench(task, baseline, data, seed)
+    bench = _bench(task, baseline, data, seed, device)
     prepared = time.perf_counter() - start
     try:
         for option in sorted(options, key=lambda option: places.get(option.name, 0)):
@@ -171,18 +187,18 @@ class _Bench:
         self._rest = None if graph is None else _Rest(graph, self._inputs)
 
     def divergence(self, option: Option, layers: Collection[str]) -> float | None:
-        """How far `option`, which changes `layers`, moves the outputs; None when that fails or the figure is not finite."""
+        """How far `option`, which changes `layers`, moves the outputs; see `divergences_of`."""
         try:
             rest = None if self._rest is None or option.name in self._counted else self._rest.before(layers)
             model, inputs = rest or (self._model, self._inputs)
             if self._seen is None:
                 self._seen = look(self._model, self._inputs, places_per_input=_PLACES_PER_INPUT)
             outputs = _outputs(option, model, inputs, self._groups, self._seen)
-        except InputError:
+        except (InputError, *_FATAL):
             raise
         except Exception as error:  # noqa: BLE001  # whatever becomes of one option, the others are measured
             _log.warning("%s: %s: %s", option, type(error).__name__, error)
-            return None
+            return None if isinstance(error, TrialError) else math.nan
         value = float(self._task.divergence(outputs, self._reference))
         return value if math.isfinite(value) else None
 
@@ -353,16 +369,15 @@ def _subset(data: Data, seed: int = 0) -> Nested:
 
 
 # A worker measures many options of one model, in several calls.
-_benches: WeakKeyDictionary[Baseline, tuple[int, _Bench]] = WeakKeyDictionary()
+_benches: WeakKeyDictionary[Baseline, tuple[tuple[int, torch.device], _Bench]] = WeakKeyDictionary()
 
 
-def _bench(task: Task, baseline: Baseline, data: Data, seed: int) -> _Bench:
-    drawn, bench = _benches.get(baseline, (None, None))
-    if bench is None or drawn != seed:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _bench(task: Task, baseline: Baseline, data: Data, seed: int, device: torch.device) -> _Bench:
+    known, bench = _benches.get(baseline, (None, None))
+    if bench is None or known != (seed, device):
         inputs = nested.each(lambda part: torch.tensor(part, device=device), _subset(data, seed))
         bench = _Bench(baseline.model(task).to(device), inputs, task, baseline.layers.groups)
-        _benches[baseline] = seed, bench
+        _benches[baseline] = (seed, device), bench
     return bench
 
 
@@ -379,8 +394,23 @@ def _key(task: Task, baseline: Baseline, data: Data, wanted: Sequence[Option]) -
     text.update(baseline.target.menu.to_json().encode())
     for option in wanted:
         text.update(option.to_json().encode())
-    text.update(f"{type(task).divergence.__qualname__} {task.divergence_unit} {_MANNER}".encode())
+    text.update(f"{type(task).divergence.__qualname__} {task.divergence_unit} {_MANNER}{_code(task)}".encode())
     return text.hexdigest()[:16]
+
+
+def _code(task: Task) -> str:
+    """The code of a task that has a `divergence` of its own: of its class, and of those it has inherited it through."""
+    classes = type(task).__mro__
+    where = next(place for place, one in enumerate(classes) if "divergence" in vars(one))
+    if classes[where].__module__ == Task.__module__:
+        return ""
+    found = []
+    for one in classes[: where + 1]:
+        try:
+            found.append(inspect.getsource(one))
+        except (OSError, TypeError):  # it is in no file
+            found.append(one.__qualname__)
+    return "\n".join(found)
 
 
 def _keep(measured: Sensitivity, cache: Path) -> None:

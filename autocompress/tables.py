@@ -30,7 +30,7 @@ class Sensitivity(Noun):
     """The divergence of every option: `sensitivity.json`.
 
     `divergence` says in which unit (``KL of the outputs, nats``), `examples` on how many training inputs, `key` of which
-    model, data and menu (a hash), `seconds` how many worker-seconds it took to measure.
+    model, data, menu and comparison (a hash), `seconds` how many worker-seconds it took to measure.
     """
 
     version: Literal[1] = 1

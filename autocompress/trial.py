@@ -12,11 +12,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
-from torch import Tensor, nn
+from torch import nn
 
 from autocompress import gpu, nested
 from autocompress.artifacts import trial_folder
-from autocompress.baseline import Baseline, Data, as_tensors
+from autocompress.baseline import Baseline, Data, Pairs
+from autocompress.batches import examples_of
 from autocompress.compress import compress
 from autocompress.distill import Teacher
 from autocompress.errors import ExportError, InputError, RunFolderError, TrialError
@@ -67,6 +68,7 @@ def run_trial(
     screened: bool = False,
     checkpoint: bytes | None = None,
     refit_of: int | None = None,
+    device: torch.device = gpu.CPU,
 ) -> TrialResult:
     """Carries out `policy` and measures what comes out; see `trial_rungs` for the parameters.
 
@@ -87,6 +89,7 @@ def run_trial(
         rungs=rungs,
         screened=screened,
         checkpoint=checkpoint,
+        device=device,
     )
     reached: list[Rung] = []
     while True:
@@ -125,6 +128,7 @@ def trial_rungs(
     rungs: Sequence[float] = RUNGS,
     screened: bool = False,
     checkpoint: bytes | None = None,
+    device: torch.device = gpu.CPU,
 ) -> Generator[Rung, None, TrialResult]:
     """A trial that pauses at every rung: yields it, and returns the result.
 
@@ -133,7 +137,8 @@ def trial_rungs(
     machine trains.
     `rungs` are shares of the fine-tuning steps. With `screened` the file is exported, measured and scored at the first rung
     already, for who stops bad trials there; it stays the one when no training makes a better one of it. `checkpoint` is that
-    of another trial of a policy that differs in fine-tuning only: training goes on from there. What goes wrong in the trial
+    of another trial of a policy that differs in fine-tuning only: training goes on from there. `device` is where the student
+    is compressed and trained. What goes wrong in the trial
     makes it FAILED; what raises (`InputError`) is a policy that does not fit the network or the target, and a folder that
     cannot be written.
     """
@@ -146,12 +151,11 @@ def trial_rungs(
     sums: dict[str, str] = {}
     status, error, out_of_memory = Status.COMPLETE, None, False
     try:
-        gpu.begin_count()
+        gpu.begin_count(device)
         torch.manual_seed(seed)
         lane = Lane()
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        inputs, targets = (nested.each(lambda tensor: tensor.to(device), part) for part in as_tensors(data["train"]))
-        examples = nested.each(Tensor.cpu, nested.take(inputs, slice(_EXAMPLES)))
+        train = data["train"]
+        examples = examples_of(train[0], slice(_EXAMPLES), gpu.CPU)
         teacher = _teacher(baseline, task, device)
 
         def judge(model: nn.Module) -> float:
@@ -172,8 +176,8 @@ def trial_rungs(
                 _compare_further(files, model, teacher, target, data, places, lane)
 
         with clock.stage("compress"), lane.shared():
-            student = _compressed(teacher.model, policy, task, (inputs, targets), baseline, seed=seed, checkpoint=checkpoint)
-            student = in_fast_layout(student, nested.take(inputs, slice(_EXAMPLES)))
+            student = _compressed(teacher.model, policy, task, train, baseline, seed=seed, checkpoint=checkpoint, device=device)
+            student = in_fast_layout(student, examples_of(train[0], slice(_EXAMPLES), device))
         files, early, untrained = {}, {}, None
         if screened:
             files = exported(student)
@@ -183,9 +187,7 @@ def trial_rungs(
                 untrained = _first_score(files[target.runtime], student, teacher, task, first, data, lane)
         for rung in clock.each(
             "finetune",
-            finetune(
-                student, policy, task, teacher, (inputs, targets), judge, rungs=rungs, seed=seed, lane=lane, untrained=untrained
-            ),
+            finetune(student, policy, task, teacher, train, judge, rungs=rungs, seed=seed, lane=lane, untrained=untrained),
         ):
             reached.append(rung.model_copy(update={"metrics": early, "seconds": clock.total}))
             yield reached[-1]
@@ -223,36 +225,35 @@ def trial_rungs(
         model=f"{trial_folder(number)}/{runtime_of(target).file}" if status is Status.COMPLETE else None,
         sha256=sums,
         summary=policy.describe(baseline.layers),
-        gpu=gpu.counted(),
+        gpu=gpu.counted(device),
         out_of_memory=out_of_memory,
     )
 
 
-def student_of(
-    policy: Policy, task: Task, baseline: Baseline, train: tuple[Nested, Nested], *, seed: int, checkpoint: bytes
-) -> nn.Module:
+def student_of(policy: Policy, task: Task, baseline: Baseline, train: Pairs, *, seed: int, checkpoint: bytes) -> nn.Module:
     """The model of a trial as its checkpoint says, on the CPU and in eval mode.
 
     Its roundings are carried out in floats: what the exported file computes, but for the rounding of integer kernels. `train`
-    is the train split as tensors (inputs, targets), `seed` that of the trial. Raises `TrialError` for the checkpoint of
+    is the train split, `seed` that of the trial. Raises `TrialError` for the checkpoint of
     another policy.
     """
-    return _compressed(baseline.model(task), policy, task, train, baseline, seed=seed, checkpoint=checkpoint).eval()
+    model = baseline.model(task)
+    return _compressed(model, policy, task, train, baseline, seed=seed, checkpoint=checkpoint, device=gpu.CPU).eval()
 
 
 def _compressed(
     model: nn.Module,
     policy: Policy,
     task: Task,
-    train: tuple[Nested, Nested],
+    train: Pairs,
     baseline: Baseline,
     *,
     seed: int,
     checkpoint: bytes | None,
+    device: torch.device,
 ) -> nn.Module:
-    inputs, targets = train
-    calibration = nested.take(inputs, torch.as_tensor(calibration_rows(nested.count(inputs), seed)))
-    student = compress(model, policy, calibration, _gradients(task, inputs, targets), baseline.layers.groups)
+    calibration = examples_of(train[0], calibration_rows(nested.count(train[0]), seed), device)
+    student = compress(model, policy, calibration, _gradients(task, train, device), baseline.layers.groups)
     if checkpoint is not None:
         _restore(student, checkpoint)
     return student
@@ -376,8 +377,8 @@ def _teacher(baseline: Baseline, task: Task, device: torch.device) -> Teacher:
     return _teachers[baseline]
 
 
-def _gradients(task: Task, inputs: Nested, targets: Nested) -> Callable[[nn.Module], None]:
-    few, wanted = (nested.take(part, slice(_GRADIENT_BATCH)) for part in (inputs, targets))
+def _gradients(task: Task, train: Pairs, device: torch.device) -> Callable[[nn.Module], None]:
+    few, wanted = (examples_of(part, slice(_GRADIENT_BATCH), device) for part in train)
 
     def leave_gradients(model: nn.Module) -> None:
         model.zero_grad()

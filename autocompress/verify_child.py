@@ -86,6 +86,9 @@ def _onnxruntime(file: str, job: dict[str, Any]) -> Session:
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(file, options, providers=_PROVIDERS[job["device"]])
+    provider, there = _PROVIDERS[job["device"]][0], session.get_providers()
+    if provider not in there:  # it has only warned
+        sys.exit(f"ONNX Runtime has no {provider} here, only {', '.join(there)}")
     wanted, names = ([slot.name for slot in slots] for slots in (session.get_inputs(), session.get_outputs()))
     return lambda inputs: dict(zip(names, session.run(None, _in_order(inputs, wanted)), strict=True))
 

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 
+from autocompress import gpu
 from autocompress.folder import RunFolder
 from autocompress.opened import read_front
 from autocompress.testing import ToyTask
@@ -216,6 +218,16 @@ def test_init_gives_an_experiment_that_passes_check_and_runs(tmp_path: Path, tra
     assert call("search", file, "--run", tmp_path / "run", *options) == 0
     assert len(RunFolder(tmp_path / "run").results()) == 2
     assert call("init", tmp_path / "mine") == 2, "nothing is written over"
+
+
+def test_check_tells_of_a_gpu_that_no_trial_would_use(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "device_for", lambda gpus: torch.device("cpu" if gpus == 0 else "cuda"))
+    file = write_experiment(tmp_path)
+    assert call("check", file) == 0
+    assert "trials train on the CPU without gpus_per_trial" in " ".join(capsys.readouterr().out.split())
+    file.write_text(file.read_text().replace("Experiment(task", "Experiment(gpus_per_trial='auto', task"))
+    assert call("check", file) == 0
+    assert "gpus_per_trial" not in capsys.readouterr().out
 
 
 def test_check_warns_of_examples_in_two_splits(tmp_path: Path, capsys: Capture) -> None:

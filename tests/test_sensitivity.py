@@ -17,10 +17,11 @@ from autocompress.compress import compress, cut
 from autocompress.compress.calibrate import reestimate_batch_norm
 from autocompress.compress.repair import look, repair_weights
 from autocompress.compress.weights import compress_weights
-from autocompress.errors import AutocompressError, TaskError
+from autocompress.errors import AutocompressError, SurgeryError, TaskError
+from autocompress.experiment import load_experiment
 from autocompress.graph import trace
 from autocompress.option import Option, options
-from autocompress.sensitivity import cache_file, divergences_of, sense, stored
+from autocompress.sensitivity import _key, cache_file, divergences_of, sense, stored
 from autocompress.tables import Sensitivity
 from autocompress.testing import ToyNet, ToyTask
 from tests.toy import call, write_experiment
@@ -251,12 +252,77 @@ def test_another_model_menu_or_divergence_has_another_key(
     assert stored(FussyTask(), toy_baseline, toy_data, cache) is None
 
 
+def test_a_divergence_that_was_rewritten_has_another_key(toy_baseline: Baseline, toy_data: Data, tmp_path: Path) -> None:
+    """Also one that calls other functions of its class, or was inherited; a class that has none of its own may change."""
+    code = "    def {name}(self, outputs, reference):\n        return {factor} * super().divergence(outputs, reference)\n"
+    own = "class Own(ToyTask):\n" + code.format(name="divergence", factor="self.far()")
+
+    def key(factor: str, *, task: str, beside: str = "") -> str:
+        classes = f"{own}\n    def far(self): return {factor}\n\nclass Heir(Own):\n    pass\n{beside}"
+        classes += f"\nclass Plain(ToyTask):\n    factor = {factor}\n"
+        file = write_experiment(tmp_path, classes=classes, task=task)
+        return _key(load_experiment(file).task, toy_baseline, toy_data, OPTIONS)
+
+    for task in ("Own()", "Heir()"):
+        assert key("2", task=task) == key("2", task=task, beside="\n# of another class\n") != key("2 + 1", task=task)
+    assert key("2", task="Plain()") == key("2 + 1", task="Plain()")
+
+
 def test_what_is_not_finite_is_none(toy_baseline: Baseline, toy_data: Data, tmp_path: Path) -> None:
     task, baseline = FussyTask(), replace(toy_baseline)
     table = sense(task, baseline, toy_data, spread=Spread(task, baseline, toy_data), cache=tmp_path)
     assert table.of(Option(what="weight_bits", name="conv1", value=2)) is None
     assert table.of(Option(what="weight_bits", name="conv1", value=8)) is not None
     assert stored(task, baseline, toy_data, tmp_path) == table
+
+
+class StumblingTask(UntraceableTask):
+    """Its network fails with `error` while the layer conv1 has 2 bits."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def model(self) -> nn.Module:
+        def stumble(network: nn.Module, _: object) -> None:
+            if getattr(network.conv1, "bits", None) == 2:
+                raise self.error
+
+        model = super().model()
+        model.register_forward_pre_hook(stumble)
+        return model
+
+
+def _stumbled(error: Exception, baseline: Baseline, data: Data, cache: Path) -> tuple[Sensitivity, Sensitivity | None]:
+    """What is measured, and what of it is kept. (What has to do with other layers is made up.)"""
+    task, baseline = StumblingTask(error), replace(baseline)
+
+    def some(wanted: Sequence[Option]) -> Iterator[tuple[Option, float | None, float]]:
+        ours = [option for option in wanted if option.what == "weight_bits" and option.name == "conv1"]
+        yield from ((option, 0.1, 0.0) for option in wanted if option not in ours)
+        yield from divergences_of(ours, task, baseline, data)
+
+    return sense(task, baseline, data, spread=some, cache=cache), stored(task, baseline, data, cache)
+
+
+@pytest.mark.parametrize(
+    ("error", "lasting"), [(RuntimeError("cuDNN is busy"), False), (SurgeryError("more than its channels changed"), True)]
+)
+def test_a_table_is_kept_only_if_what_failed_would_fail_again(
+    error: Exception, lasting: bool, toy_baseline: Baseline, toy_data: Data, tmp_path: Path
+) -> None:
+    table, kept = _stumbled(error, toy_baseline, toy_data, tmp_path)
+    assert table.of(Option(what="weight_bits", name="conv1", value=2)) is None
+    assert table.of(Option(what="weight_bits", name="conv1", value=8)) is not None
+    assert kept == (table if lasting else None)
+
+
+@pytest.mark.parametrize("error", [MemoryError("Unable to allocate 2 GiB"), torch.OutOfMemoryError("CUDA out of memory")])
+def test_memory_that_is_short_is_no_options_fault(
+    error: Exception, toy_baseline: Baseline, toy_data: Data, tmp_path: Path
+) -> None:
+    with pytest.raises(type(error)):
+        _stumbled(error, toy_baseline, toy_data, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_without_finite_outputs_is_an_error(toy_task: ToyTask, toy_baseline: Baseline, toy_data: Data) -> None:

@@ -1,5 +1,6 @@
 """A trial from policy to measured file, and every way it can end."""
 
+import gc
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -10,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autocompress import runtimes
 from autocompress.baseline import Baseline, Data, check_parity, load_baseline, load_data, make_baseline, move_baseline
@@ -70,6 +71,30 @@ def test_everything_is_measured_on_the_exported_file(run: Any, toy_data: Data, t
     assert [rung.seconds for rung in result.rungs] == sorted({rung.seconds for rung in result.rungs})
     assert result.rungs[-1].seconds < result.compute == pytest.approx(sum(result.seconds.values()))
     assert TrialResult.from_json(result.to_json()) == result
+
+
+class Watching(ToyTask):
+    """Notes how many examples the largest tensor of pictures has, and writes into its batches."""
+
+    most = 0
+
+    def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        pictures = [part for part in gc.get_objects() if type(part) is Tensor and part.shape[1:] == inputs.shape[1:]]
+        self.most = max(self.most, *map(len, pictures))
+        return inputs.mul_(0.5)
+
+
+@pytest.mark.parametrize("distill", [None, Distill(hint_share=0.1)])
+def test_a_trial_reads_the_train_split_and_has_no_copy_of_it(run: Any, toy_data: Data, distill: Distill | None) -> None:
+    """The trials of a machine share its arrays, which are read-only there."""
+    inputs, targets = (np.repeat(part, 3, axis=0) for part in toy_data["train"])
+    before = inputs.copy()
+    inputs.flags.writeable = targets.flags.writeable = False
+    task, policy = Watching(), POLICY.model_copy(update={"distill": distill, "importance": "taylor"})
+    result = run(policy, task, data={**toy_data, "train": (inputs, targets)})
+    assert (result.status, result.error) == (Status.COMPLETE, None)
+    assert 0 < task.most < len(inputs)
+    assert np.array_equal(inputs, before)
 
 
 def test_the_same_seed_gives_the_same_model(run: Any, tmp_path: Path) -> None:

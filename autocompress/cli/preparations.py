@@ -96,15 +96,17 @@ def sense(
             with counting(console, "options measured") as heard:
                 spread = partial(chosen.divergences, job=job)
                 known = measure(*what, spread=spread, cache=cache, heard=heard, fresh=True)
-            came = f"measured in {known.seconds:.0f} worker-seconds, kept in"
+            kept = cache_file(cache, known.key)
+            came = f"measured in {known.seconds:.0f} worker-seconds, "
+            came += f"kept in {kept}" if kept.exists() else "not kept: the log says why"
         else:
-            came = "measured before (`--fresh` does it again), read from"
+            came = f"measured before (`--fresh` does it again), read from {cache_file(cache, known.key)}"
         tables = sensitivity_tables(known, job.baseline.layers)
     for table in tables:
         console.print(table, end="\n\n")
     print_line(console, f"thousandths of: {known.divergence}, on {known.examples} training inputs; x where it was not finite")
     print_line(console, LEGEND)
-    print_line(console, f"{came} {cache_file(cache, known.key)}")
+    print_line(console, came)
     if output is not None:
         write(output, known.to_json(indent=1))
         print_line(console, f"written to {output}")

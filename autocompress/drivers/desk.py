@@ -26,6 +26,7 @@ class _Running:
     begun: bool = False
     late: bool = False
     again: bool = False
+    on_gpu: bool = False
 
 
 class Desk:
@@ -71,6 +72,7 @@ class Desk:
             if running is not None:
                 self._running[trial_id] = running
                 asked, part = running.asked, self._packing.alone if running.again else self._packing.next
+                running.on_gpu = part.gpus > 0
                 return {
                     "number": asked.number,
                     "policy": asked.policy.to_json(),
@@ -122,11 +124,11 @@ class Desk:
                 running = self._running[trial_id]
                 result = TrialResult.from_json(reported["result"], source="a worker's result")
                 result = result.model_copy(update={"refit_of": running.asked.refit_of})
-                if result.out_of_memory and not running.again:
+                if result.out_of_memory and running.on_gpu and not running.again:
                     self._again.append(replace(self._running.pop(trial_id), again=True, begun=False))
                 else:
                     self._packing.learn(result)
-                    self._finish(trial_id, out_of_memory(result) if result.out_of_memory else result)
+                    self._finish(trial_id, out_of_memory(result) if running.again and result.out_of_memory else result)
 
     def ended(self, trial_id: str) -> None:
         """A trial that has given no result until now was stopped on purpose."""

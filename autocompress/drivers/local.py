@@ -15,6 +15,7 @@ from autocompress.drivers.endings import one_line, out_of_memory, unmeasured
 from autocompress.drivers.interrupt import INTERRUPTED, on_interrupt
 from autocompress.errors import AutocompressError, StorageError, TaskError, TrialError
 from autocompress.folder import write_whole
+from autocompress.gpu import device_for
 from autocompress.measure import Places, here
 from autocompress.option import Option
 from autocompress.profile import profile
@@ -51,7 +52,8 @@ class LocalDriver:
     def divergences(self, options: Sequence[Option], job: Job) -> Iterator[tuple[Option, float | None, float]]:
         """See `Driver.divergences`. Raises `TaskError` when a function of the task fails."""
         with _torch_threads(job.threads), _users_errors("the sensitivities"):
-            yield from divergences_of(options, job.experiment.task, job.baseline, job.data)
+            device = device_for(job.experiment.gpus_per_trial)
+            yield from divergences_of(options, job.experiment.task, job.baseline, job.data, device=device)
 
     def costs(self, job: Job, policies: int) -> CostTable:
         """See `Driver.costs`. Raises `TaskError` when a function of the task fails."""
@@ -92,7 +94,7 @@ def _result(asked: Asked, search: Search, job: Job, listener: Listener, deaths: 
             raise TrialError(f"the process died {deaths} times in this trial; with --driver tune only a worker would")
         with alarm.running():
             result = _kept(asked, job, progress)
-            if not result.out_of_memory:
+            if not result.out_of_memory or job.experiment.gpus_per_trial == 0:
                 return result
             # What the first had taken of the GPU is given back when the second begins.
             result = _kept(asked, job, progress)
@@ -142,6 +144,7 @@ def _run(asked: Asked, job: Job, progress: Progress, folder: Path) -> TrialResul
         screened=job.experiment.halving is not None and asked.refit_of is None,
         checkpoint=checkpoint,
         refit_of=asked.refit_of,
+        device=device_for(job.experiment.gpus_per_trial),
     )
 
 

@@ -10,6 +10,7 @@ from autocompress.drivers.cluster import lane_resources
 from autocompress.drivers.supplies import Supplies
 from autocompress.drivers.timing import reason
 from autocompress.errors import AutocompressError, InputError, TaskError
+from autocompress.gpu import device_for
 from autocompress.option import Option
 from autocompress.profile import profile
 from autocompress.sensitivity import divergences_of
@@ -26,13 +27,14 @@ class Scorer:
     def __init__(self) -> None:
         self._supplies: Supplies | None = None
 
-    def score(self, options: Sequence[str], supplies: list[Any]) -> list[tuple[str, float | None, float]]:
-        """Option (JSON), divergence and seconds, for each of `options` (JSON)."""
+    def score(self, options: Sequence[str], supplies: list[Any], gpus: float) -> list[tuple[str, float | None, float]]:
+        """Option (JSON), divergence and seconds, for each of `options` (JSON). `gpus` is what was reserved for this process."""
         if self._supplies is None:
             self._supplies = cast(Supplies, ray.get(supplies[0]))
             self._supplies.take_place()
         work = self._supplies
-        measured = divergences_of([Option.from_json(option) for option in options], work.task, work.baseline, work.data)
+        wanted, device = [Option.from_json(option) for option in options], device_for(gpus)
+        measured = divergences_of(wanted, work.task, work.baseline, work.data, device=device)
         return [(option.to_json(), divergence, seconds) for option, divergence, seconds in measured]
 
 
@@ -50,13 +52,13 @@ def spread_divergences(
     try:
         while chunks and len(busy) < workers:
             worker = scorer.remote()
-            busy[worker.score.remote(chunks.pop(0), given)] = worker
+            busy[worker.score.remote(chunks.pop(0), given, gpus)] = worker
         while busy:
             [done], _ = ray.wait(list(busy))
             measured = _got(done, "the sensitivities")
             worker = busy.pop(done)
             if chunks:
-                busy[worker.score.remote(chunks.pop(0), given)] = worker
+                busy[worker.score.remote(chunks.pop(0), given, gpus)] = worker
             else:
                 ray.kill(worker)  # one that is begun again elsewhere may be waiting for its place
             yield from ((Option.from_json(option), divergence, seconds) for option, divergence, seconds in measured)

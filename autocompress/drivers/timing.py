@@ -4,6 +4,7 @@ Nothing trains there meanwhile: `measure_latency` sees to it with `autocompress.
 target's device, files run there also to be scored.
 """
 
+import faulthandler
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,29 +12,33 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from autocompress.drivers.cluster import has_device, lane_resources
 from autocompress.drivers.endings import one_line
-from autocompress.errors import TrialError, UnreachableError
+from autocompress.errors import InputError, TrialError, UnreachableError
 from autocompress.experiment import load_experiment
 from autocompress.lane import Lane
 from autocompress.measure import Here, Latency, Places
 from autocompress.nested import Nested
 from autocompress.target import MENUS, Target
 
-# A timing takes seconds, but may have to queue behind those of all other trials.
+# A timing takes seconds, the outputs for a split minutes: one that takes longer than this hangs.
 _SECONDS = 900.0
+# Ray puts what is written there into the log of the process.
+_STDERR = 2
 _READY_SECONDS = 120.0
 
 
 class LatencyLane:
     """`target` is JSON. What it needs for a timing comes with each call: an actor that was restarted knows nothing more.
 
-    A runtime that the experiment brings is registered by running its file.
+    A runtime that the experiment brings is registered by running its file. A call that takes longer than `seconds` ends the
+    process, and Ray begins another for those that queue behind it.
     """
 
-    def __init__(self, target: str, experiment_file: str) -> None:
+    def __init__(self, target: str, experiment_file: str, seconds: float = _SECONDS) -> None:
+        self._seconds = seconds
         self._here = Here(Target.from_json(target))
         if self._here.target.runtime not in MENUS:
             load_experiment(experiment_file)
@@ -42,10 +47,22 @@ class LatencyLane:
         """Returns once the actor runs."""
 
     def time(self, model: bytes, baseline: bytes) -> Latency:
-        return self._here.time(model, baseline)
+        with _limited(self._seconds):
+            return self._here.time(model, baseline)
 
     def outputs(self, model: bytes, inputs: Nested) -> Nested:
-        return self._here.outputs(model, inputs)
+        with _limited(self._seconds):
+            return self._here.outputs(model, inputs)
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Ends this process when the block takes longer: nothing else gets code that hangs within a runtime to end."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=_STDERR)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @dataclass(frozen=True)
@@ -102,7 +119,7 @@ def places_of(target: Target, actors: Lanes, files: dict[str, Any] | None = None
 class _InLane:
     """Files are timed in the actor, and run there when only that machine has the device, else here.
 
-    Raises `TrialError` when the lane fails: it is the trial that has no latency then.
+    Raises `TrialError` when the lane fails: it is the trial that has no latency then; `InputError` where no file would run.
     """
 
     actor: Actor
@@ -124,11 +141,12 @@ class _InLane:
 
 
 def _answer(reference: Any) -> Any:
+    """What the lane says, however many queue before: each of them comes to its end, see `LatencyLane`."""
     try:
-        return ray.get(reference, timeout=_SECONDS)
-    except GetTimeoutError as error:
-        raise TrialError(f"the latency lane gave no answer within {_SECONDS:.0f} s") from error
+        return ray.get(reference)
     except RayError as error:
+        if isinstance(error, RayTaskError) and isinstance(error.cause, InputError):
+            raise error.cause from error
         raise TrialError(f"the latency lane failed: {reason(error)}") from error
 
 

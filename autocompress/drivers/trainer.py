@@ -76,11 +76,14 @@ class Trainer(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._folder = Path(self.logdir) / "files"
-        gpu.cap(config["gpu_cap"])
         self._rungs = self._carry_out(config)
 
-    # A generator, so that whatever fails does so in a step: there Tune tells what, and tries again.
+    # A generator, so that whatever fails does so in a step: there Tune tells what, and tries again. (It would wait for ever
+    # for a trial whose `reset_config` has failed.)
     def _carry_out(self, config: dict[str, Any]) -> Generator[Rung, None, TrialResult]:
+        device = gpu.device_for(config["gpus"])
+        gpu.check(device)  # an earlier trial may have left this process with a GPU that answers nothing more
+        gpu.cap(device, config["gpu_cap"])
         return (
             yield from trial_rungs(
                 Policy.from_json(config["policy"]),
@@ -95,6 +98,7 @@ class Trainer(tune.Trainable):
                 rungs=self._supplies.rungs,
                 screened=self._supplies.halving and config["refit_of"] is None,
                 checkpoint=self._checkpoint_of(config["refit_of"], config["checkpoint_sha256"]),
+                device=device,
             )
         )
 

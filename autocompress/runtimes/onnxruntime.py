@@ -4,7 +4,7 @@ import onnxruntime
 from torch import nn
 
 from autocompress import nested
-from autocompress.errors import ExportError
+from autocompress.errors import ExportError, InputError
 from autocompress.nested import Nested
 from autocompress.runtimes.onnx_file import check_alone
 from autocompress.runtimes.onnx_graph import to_onnx
@@ -37,10 +37,14 @@ def export(student: nn.Module, example: Nested) -> bytes:
 
 
 class OnnxSession:
-    """A loaded file: arrays in, arrays out. Raises `ExportError` when ONNX Runtime refuses the file."""
+    """A loaded file: arrays in, arrays out.
+
+    Raises `ExportError` when ONNX Runtime refuses the file, `InputError` when it cannot run files on the target's device here.
+    """
 
     def __init__(self, model: bytes, target: Target) -> None:
         check_alone(model)
+        _check_provider(target, onnxruntime.get_available_providers())
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = target.threads
@@ -51,6 +55,7 @@ class OnnxSession:
             self._session = onnxruntime.InferenceSession(model, options, providers=_PROVIDERS[target.device])
         except Exception as error:
             raise ExportError(f"ONNX Runtime refuses the exported file: {str(error).splitlines()[0]}") from error
+        _check_provider(target, self._session.get_providers())
         given = self._session.get_inputs()
         self.inputs = tuple(Slot(slot.name, tuple(slot.shape[1:]), _TYPES.get(slot.type, slot.type)) for slot in given)
         self._outputs = [output.name for output in self._session.get_outputs()]
@@ -59,3 +64,13 @@ class OnnxSession:
         """The outputs for a batch (n, ...), nested as those of the network; `inputs` by name, or in order."""
         outputs = self._session.run(None, by_slot(inputs, self.inputs))
         return nested.restored(dict(zip(self._outputs, outputs, strict=True)), OUTPUT)
+
+
+def _check_provider(target: Target, there: list[str]) -> None:
+    """ONNX Runtime itself would only warn, and run the file on the CPU."""
+    wanted = _PROVIDERS[target.device][0]
+    if wanted not in there:
+        raise InputError(
+            f"the target {target.name} needs the {wanted} of ONNX Runtime, here it has {', '.join(there)}; install "
+            f"onnxruntime-gpu in its place, with the CUDA and cuDNN it was built for, or search for {target.runtime}-cpu"
+        )

@@ -180,6 +180,20 @@ def test_one_trial_measures_what_the_others_share_by(toy_baseline: Baseline, toy
     assert desk.failure is None
 
 
+def test_a_trial_short_of_memory_that_had_no_gpu_is_not_begun_again(
+    toy_baseline: Baseline, toy_data: Data, tmp_path: Path
+) -> None:
+    """What its own code took of some GPU would be no less the second time, with as many beside it."""
+    search, _ = search_of(experiment_file(tmp_path, "budget=Budget(trials=1)"), toy_baseline, toy_data)
+    desk = _desk(search, Ear(search), toy_baseline.layers, gpus=0)
+    trial = desk.ask("a")
+    assert trial is not None
+    desk.started("a")
+    desk.result("a", _ended(trial, **_FULL))
+    assert [result.error for result in search.results] == ["OutOfMemoryError: too large"]
+    assert (desk.ask("b"), desk.waiting, desk.failure) == (None, False, None)
+
+
 def test_a_trial_short_of_memory_is_begun_again_alone_and_heard_of_once(
     toy_baseline: Baseline, toy_data: Data, tmp_path: Path
 ) -> None:

@@ -1,7 +1,8 @@
 """How trials share GPUs. Ray is told of a GPU that is not there; what only a real one shows is marked `gpu`."""
 
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,15 @@ from ray.cluster_utils import Cluster
 
 from autocompress import gpu
 from autocompress.baseline import Baseline, Data
+from autocompress.drivers import Job
 from autocompress.drivers.local import LocalDriver
 from autocompress.drivers.packing import ALONE, Packing, Slice, slice_for
 from autocompress.drivers.tune import TuneDriver
-from autocompress.errors import ExperimentError
+from autocompress.errors import ExperimentError, TaskError
 from autocompress.experiment import Experiment
+from autocompress.option import Option
 from autocompress.result import GpuMemory, Status
+from autocompress.search import Search
 from autocompress.testing import ToyTask
 from tests.drivers.searching import Ear, experiment_file, search_of
 from tests.made import made_result
@@ -117,9 +121,8 @@ def test_in_one_process_a_trial_short_of_memory_is_begun_again_once(
     toy_baseline: Baseline, toy_data: Data, tmp_path: Path
 ) -> None:
     start = [{"steps": 8, "batch": batch} for batch in (16, 17, 18)]
-    search, job = search_of(
-        experiment_file(tmp_path, f"budget=Budget(trials=3), start={start}", task=_SHORT), toy_baseline, toy_data
-    )
+    settings = f"budget=Budget(trials=3), gpus_per_trial=0.5, start={start}"
+    search, job = search_of(experiment_file(tmp_path, settings, task=_SHORT), toy_baseline, toy_data)
     ear = Ear(search)
     LocalDriver().run(search, job, ear)
     assert [result.status for result in search.results] == [Status.COMPLETE, Status.COMPLETE, Status.FAILED]
@@ -131,17 +134,48 @@ def test_in_one_process_a_trial_short_of_memory_is_begun_again_once(
         assert steps == sorted(set(steps))
 
 
+def test_who_is_given_no_gpu_leaves_it_to_others(
+    toy_baseline: Baseline, toy_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray does not hide the GPUs of a machine from processes that have reserved none of them."""
+    ours = lambda: str(sys._getframe(1).f_globals["__name__"]).startswith("autocompress.")  # noqa: E731  # torch is not fooled
+    monkeypatch.setattr(torch.cuda, "is_available", ours)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    assert {gpus: gpu.device_for(gpus).type for gpus in (0, 0.0, 0.5, 1, 2, "auto")} == {
+        0: "cpu",
+        0.5: "cuda",
+        1: "cuda",
+        2: "cuda",
+        "auto": "cuda",
+    }
+    options = (Option(what="weight_bits", name="head", value=4),)
+
+    def given(gpus: float) -> tuple[Search, Job]:
+        (tmp_path / str(gpus)).mkdir()
+        settings = f"budget=Budget(trials=1), gpus_per_trial={gpus}, start=[{{'steps': 0}}]"
+        return search_of(experiment_file(tmp_path / str(gpus), settings), replace(toy_baseline), toy_data)
+
+    search, job = given(0)
+    assert [option for option, _, _ in LocalDriver().divergences(options, job)] == [*options]
+    LocalDriver().run(search, job, Ear(search))
+    assert [(result.status, result.error) for result in search.results] == [(Status.COMPLETE, None)]
+    if torch.version.cuda is None:  # the GPU that there is not is asked for
+        with pytest.raises(TaskError, match="not compiled with CUDA"):
+            list(LocalDriver().divergences(options, given(0.5)[1]))
+
+
 # Trials note what of a GPU they were given and when they had it. After the first, `TOGETHER` of them wait for each other.
 _SHARING = """
 import ray, torch
 from autocompress import gpu
+from autocompress.option import Option
 from autocompress.result import GpuMemory
 
 TOGETHER, PEAK = {together}, {peak}
 NOTES = Path({notes!r})
 
 if ray.is_initialized():
-    gpu.counted = lambda: GpuMemory(peak=PEAK, outside=0, total=1000)
+    gpu.counted = lambda device: GpuMemory(peak=PEAK, outside=0, total=1000)
     SHARE = ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)
 
 class Task(ToyTask):
@@ -214,24 +248,65 @@ def test_trials_share_a_gpu_and_one_that_lacks_memory_has_it_alone(
         assert (told[18].error or "").endswith("(tried again alone on a GPU)")
 
 
+# A kernel of the trial with batch 17 went wrong: from then on CUDA would refuse all that the process asks for.
+_BROKEN = """
+from autocompress import gpu
+
+BROKEN = []
+
+def check(device):
+    if BROKEN: raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+gpu.check = check
+
+class Task(ToyTask):
+    def loss(self, outputs, targets):
+        with (Path({notes!r}) / f"{{os.getpid()}}.process").open("a") as file: file.write(f"{{len(outputs)}} ")
+        BROKEN.extend([1] * (len(outputs) == 17))
+        check(None)
+        return super().loss(outputs, targets)
+"""
+
+
+@pytest.mark.ray
+def test_after_an_error_that_a_gpu_does_not_get_over_trials_go_to_another_process(
+    one_gpu: Cluster, toy_baseline: Baseline, toy_data: Data, tmp_path: Path
+) -> None:
+    start = [{"steps": 8, "batch": batch} for batch in (17, 16, 18)]
+    settings = f"budget=Budget(trials=3), gpus_per_trial=1, start={start}"
+    file = experiment_file(tmp_path, settings, task=_BROKEN.format(notes=str(tmp_path)))
+    search, job = search_of(file, toy_baseline, toy_data)
+    TuneDriver(address=one_gpu.address).run(search, job, Ear(search))
+    told = {result.policy.finetune.batch_size: result for result in search.results}
+    assert {batch: result.status for batch, result in told.items()} == {
+        **dict.fromkeys((16, 18), Status.COMPLETE),
+        17: Status.FAILED,
+    }, [result.error for result in search.results]
+    processes = [{*file.read_text().split()} for file in tmp_path.glob("*.process")]
+    assert {"17"} in processes, "nothing was tried there afterwards"
+    assert set().union(*processes) == {"16", "17", "18"}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 def test_on_a_real_gpu_memory_is_counted_and_capped() -> None:
-    gpu.begin_count()
-    kept = torch.empty(64 * 2**20, dtype=torch.uint8, device="cuda")
-    took = gpu.counted()
+    device = gpu.device_for(1)
+    gpu.check(device)
+    gpu.begin_count(device)
+    kept = torch.empty(64 * 2**20, dtype=torch.uint8, device=device)
+    took = gpu.counted(device)
     assert took is not None
     assert kept.numel() <= took.peak < took.total
     assert took.outside > 0
     try:
-        gpu.cap(0.01)
+        gpu.cap(device, 0.01)
         with pytest.raises(torch.OutOfMemoryError):
             torch.empty(took.total // 20, dtype=torch.uint8, device="cuda")
     finally:
-        gpu.cap(1.0)
+        gpu.cap(device, 1.0)
     del kept
-    gpu.begin_count()
-    again = gpu.counted()
+    gpu.begin_count(device)
+    again = gpu.counted(device)
     assert again is not None
     assert again.peak < took.peak
 

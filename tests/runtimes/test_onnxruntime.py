@@ -1,5 +1,8 @@
 """The exported file does what the student does, in true integer kernels, at every width on the menu."""
 
+import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,17 +14,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress import nested
+from autocompress import nested, verify_child
 from autocompress.baseline import Baseline, Data
 from autocompress.compress import compress
 from autocompress.distill import features_of
-from autocompress.errors import ExportError
+from autocompress.errors import ExportError, InputError
 from autocompress.policy import LayerPolicy, Policy
 from autocompress.probe import probe
 from autocompress.profile.layers import uses
-from autocompress.runtimes.onnxruntime import OnnxSession, export
+from autocompress.runtimes.onnxruntime import _PROVIDERS, OnnxSession, export
 from autocompress.target import Target
-from autocompress.testing import ToyTask
+from autocompress.testing import ToyTask, toy_student
 
 NAMES = ("stem", "conv1", "conv2", "head")
 TARGET = Target()
@@ -338,3 +341,36 @@ def test_attention_is_a_few_operations_and_linear_layers_in_it_compute_in_intege
     assert kinds["DequantizeLinear"] == 0
     if "causal" not in how:
         assert kinds.total() <= 20, kinds
+
+
+def test_without_cuda_a_file_for_cuda_runs_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On the CPU it would be timed as if that were the GPU; ONNX Runtime itself only warns."""
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime knows CUDA")
+    file, target = export(toy_student(), torch.zeros(2, 1, 8, 8)), Target(device="cuda")
+    said = r"the target onnxruntime-cuda needs the CUDAExecutionProvider .* CPUExecutionProvider; install onnxruntime-gpu "
+    with pytest.raises(InputError, match=said):
+        OnnxSession(file, target)
+    # One that knows CUDA and cannot load it falls back on the CPU as well.
+    known = [*_PROVIDERS["cuda"]]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: known)
+    with pytest.raises(InputError, match=said):
+        OnnxSession(file, target)
+
+    (tmp_path / "model.onnx").write_bytes(file)
+    np.savez(tmp_path / "inputs.npz", np.zeros((2, 1, 8, 8), np.float32))
+    for device, returned in (("cpu", 0), ("cuda", 1)):
+        job = {"model": str(tmp_path / "model.onnx"), "inputs": ["input"], "package": "onnxruntime", "threads": 1}
+        (tmp_path / "job.json").write_text(json.dumps(job | {"device": device}))
+        command = [sys.executable, "-I", verify_child.__file__, "score", str(tmp_path)]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ended.returncode == returned, ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("ONNX Runtime has no CUDAExecutionProvider here, only ")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif("CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="no CUDA in ONNX Runtime")
+def test_on_a_real_gpu_a_file_gives_what_it_gives_on_the_cpu() -> None:
+    file, inputs = export(toy_student(), torch.zeros(2, 1, 8, 8)), np.random.default_rng(0).random((8, 1, 8, 8), np.float32)
+    there, here = (OnnxSession(file, Target(device=device))(inputs) for device in ("cuda", "cpu"))
+    assert np.abs(there - here).max() <= 1e-2 * np.abs(here).max()

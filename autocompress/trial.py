@@ -147,12 +147,12 @@ def trial_rungs(
     status, error, out_of_memory = Status.COMPLETE, None, False
     try:
         gpu.begin_count()
-        torch.manual_seed(seed)
         lane = Lane()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         inputs, targets = (nested.each(lambda tensor: tensor.to(device), part) for part in as_tensors(data["train"]))
         examples = nested.each(Tensor.cpu, nested.take(inputs, slice(_EXAMPLES)))
         teacher = _teacher(baseline, task, device)
+        torch.manual_seed(seed)  # after the teacher: who makes it, in the first trial of a worker, calls task.model()
 
         def judge(model: nn.Module) -> float:
             with clock.stage("evaluate"):

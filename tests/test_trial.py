@@ -80,6 +80,27 @@ def test_the_same_seed_gives_the_same_model(run: Any, tmp_path: Path) -> None:
     assert files[0] == files[1] != files[2]
 
 
+def test_what_was_drawn_before_does_not_matter(run: Any, tmp_path: Path) -> None:
+    class Dropping(ToyTask):
+        def model(self) -> torch.nn.Module:
+            network = super().model()
+            torch.randn(7)  # a worker calls this for its first trial alone
+            network.register_module("pool", torch.nn.Sequential(torch.nn.MaxPool2d(2), torch.nn.Dropout(0.5)))
+            return network
+
+        def score(self, outputs: Any, targets: Any) -> float:
+            torch.rand(1)
+            return super().score(outputs, targets)
+
+    baseline, students = make_baseline(Dropping(epochs=1), Target(), tmp_path / "baseline", seed=0), []
+    ways: tuple[dict[str, Any], ...] = ({}, {}, {"screened": True})  # only the first makes the teacher
+    for place, options in enumerate(ways):
+        result = run(task=Dropping(), baseline=baseline, folder=tmp_path / str(place), **options)
+        assert max(rung.accuracy for rung in result.rungs[1:]) > result.rungs[0].accuracy  # not the student before training
+        students.append((tmp_path / str(place) / CHECKPOINT).read_bytes())
+    assert students[0] == students[1] == students[2]
+
+
 def test_the_best_rung_is_kept_not_the_last(run: Any) -> None:
     ruinous = POLICY.model_copy(update={"finetune": Finetune(steps=16, learning_rate=30.0, batch_size=32), "distill": None})
     result = run(ruinous)

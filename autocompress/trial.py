@@ -335,6 +335,7 @@ def _compare(given: Nested, expected: tuple[Nested, Nested], where: str = "") ->
 
 
 def _output_gap(given: Array, expected: Array, uncompressed: Array) -> float:
+    given, expected, uncompressed = (outputs.astype(np.float64) for outputs in (given, expected, uncompressed))
     spread = max(float(np.linalg.norm(outputs - outputs.mean(axis=0))) for outputs in (expected, uncompressed))
     return float(np.linalg.norm(given - expected)) / max(spread, _TINY)
 

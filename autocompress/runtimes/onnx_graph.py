@@ -23,7 +23,7 @@ from autocompress.runtimes.onnx_codes import StoredWeight, changed, with_codes, 
 from autocompress.runtimes.onnx_deployed import DeployedLayer, DeployedQuantizer, DynamicLayer, NegatedLayer
 from autocompress.runtimes.onnx_slim import flatten_any_width, floats_at_load, slim
 from autocompress.runtimes.onnx_template import from_template, keep_template
-from autocompress.runtimes.slot import INPUT, OUTPUT
+from autocompress.runtimes.slot import INPUT, output_names
 from autocompress.student import (
     SMALLEST_SCALE,
     ActivationQuantizer,
@@ -62,7 +62,7 @@ def _exported(model: nn.Module, example: Nested) -> onnx.ModelProto:
     any_size: Any = {name: {0: batch} for name in by_name} or tuple({0: batch} for _ in in_order)
     try:
         with torch.no_grad():
-            outputs = nested.named(nested.call(model, example), OUTPUT)
+            outputs = output_names(nested.call(model, example))
         with _silence():
             program = torch.onnx.export(
                 model,
@@ -72,7 +72,7 @@ def _exported(model: nn.Module, example: Nested) -> onnx.ModelProto:
                 opset_version=23,
                 dynamic_shapes=any_size,
                 input_names=list(nested.named(example, INPUT)),
-                output_names=list(outputs),
+                output_names=outputs,
                 verbose=False,
             )
     except Exception as error:

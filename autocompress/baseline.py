@@ -86,10 +86,11 @@ def make_baseline(task: Task, target: Target, folder: Path, *, seed: int, places
         return stored
     data = load_data(task)
     torch.manual_seed(seed)
-    model = _checked(task.model)
+    # What is trained is a copy: the task may give the same object each time.
+    model = deepcopy(_checked(task.model))
     inputs, targets = as_tensors(data["train"])
     example = nested.take(inputs, slice(_EXAMPLES))
-    layers = probe(unpacked(deepcopy(model)), example)
+    layers = probe(unpacked(model), example)
     try:
         task.train(model, inputs, targets)
     except InputError:

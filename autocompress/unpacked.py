@@ -5,6 +5,7 @@ quantised.
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -13,10 +14,11 @@ from torch.fx import wrap
 
 
 def unpacked(model: nn.Module) -> nn.Module:
-    """`model` with every attention and transformer encoder layer of torch replaced by one that computes the same, in place.
+    """A copy of `model` with every attention and transformer encoder layer of torch replaced by one that computes the same.
 
     Attention with biases for keys and values, or with zeros added to them, stays as it is.
     """
+    model = deepcopy(model)
     for old, make in _REPLACED:
         for name, module in list(model.named_modules()):
             if type(module) is old and (new := make(module)) is not None:

@@ -355,6 +355,22 @@ def test_a_network_that_needs_the_usual_layout_is_compressed_too(run: Any, toy_t
     assert result.status is Status.COMPLETE, result.error
 
 
+def test_a_task_may_give_the_same_network_each_time(tmp_path: Path) -> None:
+    network = ToyNet()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+
+    class Same(ToyTask):
+        def model(self) -> torch.nn.Module:
+            return network
+
+    task = Same(epochs=1)
+    first, second = (make_baseline(task, Target(), tmp_path / name, seed=0) for name in "ab")
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(np.array_equal(array, second.weights[name]) for name, array in first.weights.items())
+    models = first.model(task), second.model(task)
+    assert len({id(model.get_submodule("bn1")) for model in (network, *models)}) == 3
+
+
 def test_a_network_of_one_batch_size_is_refused(tmp_path: Path) -> None:
     class Fixed(ToyTask):
         def model(self) -> torch.nn.Module:

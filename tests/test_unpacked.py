@@ -132,3 +132,12 @@ def test_heads_go_as_a_whole() -> None:
     assert student.get_parameter("attention.query.layer.weight").shape == (8, WIDTH)  # two heads of four
     with torch.no_grad():
         assert nested.call(student, inputs).shape == (32, 2)
+
+
+def test_the_network_itself_is_left_as_it_is() -> None:
+    network = nn.Sequential(nn.TransformerEncoderLayer(WIDTH, HEADS, 24, batch_first=True), nn.BatchNorm1d(KEYS))
+    apart = unpacked(network)
+    assert isinstance(network.get_submodule("0.self_attn"), nn.MultiheadAttention)
+    assert isinstance(apart.get_submodule("0.self_attn"), Attention)
+    mine = {id(part) for part in (*network.modules(), *network.parameters(), *network.buffers())}
+    assert mine.isdisjoint(id(part) for part in (*apart.modules(), *apart.parameters(), *apart.buffers()))

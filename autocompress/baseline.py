@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -24,7 +23,7 @@ from autocompress.runtimes import file_name, runtime_of
 from autocompress.target import Target
 from autocompress.task import Array, Split, Task
 from autocompress.trial_files import as_written, sums_of
-from autocompress.unpacked import unpacked
+from autocompress.unpacked import copied, unpacked
 
 T = TypeVar("T")
 # Inputs and targets of a split, in numpy.
@@ -87,7 +86,7 @@ def make_baseline(task: Task, target: Target, folder: Path, *, seed: int, places
     data = load_data(task)
     torch.manual_seed(seed)
     # What is trained is a copy: the task may give the same object each time.
-    model = deepcopy(_checked(task.model))
+    model = copied(_checked(task.model))
     inputs, targets = as_tensors(data["train"])
     example = nested.take(inputs, slice(_EXAMPLES))
     layers = probe(unpacked(model), example)

@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 
 from autocompress import nested
 from autocompress.errors import ExportError
-from autocompress.graph import BatchNorm, module_of, norm_after, origin, settle_attributes, tail, trace
+from autocompress.graph import BatchNorm, module_of, norm_after, origin, runs_of, settle_attributes, tail, trace
 from autocompress.nested import Nested
 from autocompress.runtimes.onnx_codes import StoredWeight, changed, with_codes, with_pairs
 from autocompress.runtimes.onnx_deployed import DeployedLayer, DeployedQuantizer, DynamicLayer, NegatedLayer
@@ -197,8 +197,8 @@ def _fold(
     input_scale = None if quantizer is None else _input_scale(node, layer, quantizer, graph, rounded_after=rounded_after)
     norm_node = norm_after(node, graph)
     norm = module_of(norm_node, graph)
-    called = sum(other.op == "call_module" and other.target == node.target for other in graph.graph.nodes)
-    if called > 1:  # it has one weight, but as many input scales and batch norms as calls
+    runs = runs_of(node)
+    if runs > 1:  # it has one weight, but as many input scales and batch norms as calls
         input_scale = norm = None
     elif norm_node is not None:
         norm_node.replace_all_uses_with(node)

@@ -24,11 +24,11 @@ def in_fast_layout(model: nn.Module, example: Nested) -> nn.Module:
 
     `example` is a batch (n, ...).
     """
-    moved: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
+        moved: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with torch.no_grad():
             nested.call(moved, example)
-    except RuntimeError:  # a `view` needs its values in the usual order
+    except RuntimeError:  # a `view` needs its values in the usual order, and what has five dimensions has no such layout
         moved = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return moved
 

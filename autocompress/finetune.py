@@ -95,6 +95,7 @@ def training_steps(
     # What the teacher says of a batch as it is in the split is looked up, of a changed one it has to be computed.
     known = how is not None and not augmented and teacher.remember(inputs, hints=hints, lane=lane)
     batches = _batches(nested.count(inputs), settings.batch_size, generator)
+    torch.manual_seed(seed)  # dropout draws the same whatever the trial has done before
     for taken in range(1, settings.steps + 1):
         with lane.shared():
             picked = next(batches)

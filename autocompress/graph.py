@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Tracer
 from torch.fx.node import map_arg
 
@@ -55,6 +55,7 @@ def traced_by(tracer: Tracer, model: nn.Module, inputs: Nested) -> GraphModule |
     try:
         graph = tracer.trace(model.eval(), _defaults(model, inputs) or None)
         _drop_defaults(graph)
+        _read_of_layers(graph, model)
         for node in graph.nodes:
             if node.op == "call_module" and not node.args and node.kwargs.keys() == {"input"}:  # as all torch's layers call it
                 node.args, node.kwargs = (node.kwargs["input"],), {}
@@ -83,6 +84,23 @@ def _drop_defaults(graph: Graph) -> None:
         check = node.op == "call_function" and getattr(node.target, "__name__", "") == "_assert_is_none"
         if not node.users and (check or (node.op == "placeholder" and node.args)):
             graph.erase_node(node)
+
+
+def _read_of_layers(graph: Graph, model: nn.Module) -> None:
+    """Asks the layer itself for its weight or bias where the network reads one: another may take the layer's place."""
+    for node in [node for node in graph.nodes if node.op == "get_attr"]:
+        path, _, name = str(node.target).rpartition(".")
+        outer = path.removesuffix(".layer")
+        if not path:  # the network's own
+            continue
+        if isinstance(model.get_submodule(outer), StudentLayer):
+            path = outer
+        elif kind_of(model.get_submodule(path)) is None:
+            continue
+        with graph.inserting_before(node):
+            read = graph.call_function(getattr, (graph.get_attr(path), name))
+        node.replace_all_uses_with(read)
+        graph.erase_node(node)
 
 
 def module_of(node: Any, graph: GraphModule) -> nn.Module | None:
@@ -135,20 +153,40 @@ def tail(node: Node, graph: GraphModule) -> Node:
 
 
 def settle_attributes(graph: GraphModule) -> None:
-    """Answers what the network asks of its parameters' types and shapes, ``x.to(self.conv.weight.dtype)``, once and for all.
+    """Answers what the network asks about its parameters, ``x.to(self.conv.weight.dtype)``, once and for all.
 
     Whatever takes the place of a layer may have no such parameter.
     """
     for node in list(graph.graph.nodes):
-        asked = node.args[0] if node.target is getattr and node.args else None
-        if isinstance(asked, Node) and asked.op == "get_attr" and node.args[1] in ("dtype", "shape"):
-            answer = getattr(operator.attrgetter(str(asked.target))(graph), node.args[1])
+        asked = _attribute(node.args[0], graph) if node.target is getattr else None
+        if isinstance(asked, Tensor) and node.args[1] in ("dtype", "shape", "device"):
+            answer = getattr(asked, str(node.args[1]))
             for user in list(node.users):
                 user.args, user.kwargs = (_replaced(given, node, answer) for given in (user.args, user.kwargs))
-            graph.graph.erase_node(node)
-            if not asked.users:
-                graph.graph.erase_node(asked)
+            _erase_unread(node)
     graph.recompile()
+
+
+def _erase_unread(node: Any) -> None:
+    """Erases `node`, and what nobody else reads of all that it was read from."""
+    while isinstance(node, Node) and not node.users:
+        source = node.args[0] if node.args else None
+        node.graph.erase_node(node)
+        node = source
+
+
+def _attribute(node: Any, graph: GraphModule) -> Any:
+    """What `node` has from the network alone: a module, or what is in one. None when it is computed."""
+    if isinstance(node, Node) and node.op == "get_attr":
+        return operator.attrgetter(str(node.target))(graph)
+    if isinstance(node, Node) and node.target is getattr:
+        return getattr(_attribute(node.args[0], graph), str(node.args[1]), None)
+    return None
+
+
+def runs_of(node: Node) -> int:
+    """How often the layer at `node` is called, and its weight read beside: it has one weight for all of that."""
+    return sum(other.op in ("call_module", "get_attr") and other.target == node.target for other in node.graph.nodes)
 
 
 def _replaced(given: Any, node: Node, value: Any) -> Any:

@@ -5,7 +5,7 @@ them, and a process that dies lets go by itself.
 """
 
 import fcntl
-import getpass
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ class Lane:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        where = folder or Path(tempfile.gettempdir()) / f"autocompress-lane-{getpass.getuser()}"
+        where = folder or Path(tempfile.gettempdir()) / f"autocompress-lane-{os.getuid()}"
         where.mkdir(parents=True, exist_ok=True)
         self._turnstile = (where / "turnstile").open("a")
         self._road = (where / "road").open("a")

@@ -83,8 +83,11 @@ def arguments(inputs: Nested) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def call(model: nn.Module, inputs: Nested) -> Nested:
-    """What `model` gives for a batch: a tuple is given as its arguments, a dictionary as its keywords."""
-    in_order, by_name = arguments(inputs)
+    """What `model` gives for a batch: a tuple is given as its arguments, a dictionary as its keywords.
+
+    It is given copies: a network may change its inputs in place, and most batches are views of a whole split.
+    """
+    in_order, by_name = arguments(each(torch.clone, inputs))
     outputs = model(*in_order, **by_name)
     return outputs if isinstance(outputs, Tensor) else each(lambda part: part, outputs)
 

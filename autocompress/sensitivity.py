@@ -290,7 +290,8 @@ class _Rest:
 
     def _carry_on(self, door: int) -> Any:
         interpreter = Interpreter(self._graph, garbage_collect_values=False)
-        interpreter.env = dict(self._known)
+        # Copies: the network may write into its inputs.
+        interpreter.env = {node: nested.each(torch.clone, value) for node, value in self._known.items()}
         fetched = [node for node in self._nodes[: max(self._door, 0)] if node.op == "get_attr"]
         with _batch_norms_re_estimated(self._graph):
             for node in (*fetched, *self._nodes[self._door + 1 : door + 1]):
@@ -357,7 +358,7 @@ def _in_fast_layout(inputs: Nested, model: nn.Module) -> Nested:
     moved = inputs.contiguous(memory_format=torch.channels_last)
     try:
         with torch.no_grad():
-            model(moved[:2])
+            nested.call(model, moved[:2])
     except RuntimeError:  # a `view` needs its values in the usual order
         return inputs
     return moved

@@ -4,10 +4,11 @@ They hold what training changes (float weights, learned scales) and give what th
 scales). `autocompress.compress` puts them in, `autocompress.runtimes` reads them out.
 """
 
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from autocompress.layer import Kind
 from autocompress.target import ActivationRange
@@ -227,7 +228,10 @@ class StudentLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        return self.layer.weight
+        """The weight as it acts, for a forward function that reads it: to multiply by it once more, say."""
+        # In a graph it stands for whatever the layer will then have for its weight.
+        traced = isinstance(cast(Any, self.layer.weight), Proxy)
+        return self.layer.weight if traced else self.effective_weight()
 
     @property
     def bias(self) -> Tensor | None:

@@ -152,11 +152,11 @@ def trial_rungs(
     status, error, out_of_memory = Status.COMPLETE, None, False
     try:
         gpu.begin_count(device)
-        torch.manual_seed(seed)
         lane = Lane()
         train = data["train"]
         examples = examples_of(train[0], slice(_EXAMPLES), gpu.CPU)
         teacher = _teacher(baseline, task, device)
+        torch.manual_seed(seed)  # after the teacher: who makes it, in the first trial of a worker, calls task.model()
 
         def judge(model: nn.Module) -> float:
             with clock.stage("evaluate"):
@@ -336,6 +336,7 @@ def _compare(given: Nested, expected: tuple[Nested, Nested], where: str = "") ->
 
 
 def _output_gap(given: Array, expected: Array, uncompressed: Array) -> float:
+    given, expected, uncompressed = (outputs.astype(np.float64) for outputs in (given, expected, uncompressed))
     spread = max(float(np.linalg.norm(outputs - outputs.mean(axis=0))) for outputs in (expected, uncompressed))
     return float(np.linalg.norm(given - expected)) / max(spread, _TINY)
 

@@ -1,22 +1,32 @@
-"""Attention and transformer layers of torch, taken apart: a plain linear layer each for query, key, value and output.
+"""Networks made of plain layers: attention of torch taken apart, and weights that are computed from others fixed.
 
 `nn.MultiheadAttention` keeps its weights in one matrix and never calls its layers, so that nothing of it could be pruned or
-quantised.
+quantised. It becomes a plain linear layer each for query, key, value and output.
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import wrap
+from torch.nn.utils import prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
+from torch.nn.utils.weight_norm import WeightNorm
 
 
 def unpacked(model: nn.Module) -> nn.Module:
-    """`model` with every attention and transformer encoder layer of torch replaced by one that computes the same, in place.
+    """A copy of `model` with every attention and transformer encoder layer of torch replaced by one that computes the same.
 
-    Attention with biases for keys and values, or with zeros added to them, stays as it is.
+    Attention with biases for keys and values, or with zeros added to them, stays as it is. Weights that are computed from
+    others (weight norm, spectral norm, masks of `torch.nn.utils.prune`) become parameters of the values that they have.
     """
+    model = copied(model)
+    for module in list(model.modules()):
+        _fix_weights(module)
     for old, make in _REPLACED:
         for name, module in list(model.named_modules()):
             if type(module) is old and (new := make(module)) is not None:
@@ -25,6 +35,39 @@ def unpacked(model: nn.Module) -> nn.Module:
                     return new
                 model.set_submodule(name, new)
     return model
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of `model`, with what a forward pass has left in it, a computed weight say, cut off from how it was computed."""
+    left = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return deepcopy(model, {id(value): value.detach().clone() for value in left if value.grad_fn is not None})
+
+
+def _fix_weights(module: nn.Module) -> None:
+    if is_parametrized(module):
+        assert isinstance(module.parametrizations, nn.ModuleDict)
+        # Torch takes the computed weight from the class, which is one made for this layer, and for all copies of it.
+        own = type(module)
+        module.__class__ = type(own.__name__, own.__bases__, dict(vars(own)))
+        for name, computed in list(module.parametrizations.items()):
+            computed.eval()  # a spectral norm comes nearer each time that it is asked for in training
+            remove_parametrizations(module, name)
+    for hook in list(module._forward_pre_hooks.values()):
+        if isinstance(hook, WeightNorm):
+            remove_weight_norm(module, hook.name)
+        elif isinstance(hook, SpectralNorm):
+            remove_spectral_norm(module, hook.name)
+            _forget_spectral_norm(module)
+        elif isinstance(hook, BasePruningMethod):
+            prune.remove(module, hook._tensor_name)
+
+
+def _forget_spectral_norm(module: nn.Module) -> None:
+    """Removes what `remove_spectral_norm` (2.13) does not find: the hook that asks stored weights for the norm's own."""
+    hooks = module._load_state_dict_pre_hooks
+    for key, hook in list(hooks.items()):
+        if isinstance(getattr(hook, "hook", hook), SpectralNormLoadStateDictPreHook):
+            del hooks[key]
 
 
 class Attention(nn.Module):

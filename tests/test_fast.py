@@ -74,3 +74,10 @@ def test_channels_last_but_for_networks_that_view() -> None:
             return features.view(len(images), -1)
 
     assert in_fast_layout(Viewing().eval(), PICTURES).get_parameter("conv1.weight").is_contiguous()
+
+
+def test_a_network_in_three_dimensions_stays_as_it_is() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Unflatten(1, (1, 2)), nn.Conv3d(1, 4, (2, 3, 3))).eval()
+    fast = in_fast_layout(network, PICTURES)
+    assert all(parameter.is_contiguous() for parameter in fast.parameters())
+    assert fast(PICTURES).shape == (16, 4, 1, 6, 6)

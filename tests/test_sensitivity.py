@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autocompress import nested
 from autocompress.baseline import Baseline, Data
 from autocompress.compress import compress, cut
 from autocompress.compress.calibrate import reestimate_batch_norm
@@ -62,6 +63,18 @@ class UntraceableNet(ToyNet):
         return super().forward(images if bool(images.isfinite().all()) else images.nan_to_num())
 
 
+class ChangingNet(ToyNet):
+    def forward(self, images: Tensor) -> Tensor:
+        images += 1
+        return super().forward(images)
+
+
+class ChangingTask(ToyTask):
+    def model(self) -> nn.Module:
+        torch.manual_seed(0)
+        return ChangingNet()
+
+
 class InPlaceTask(ToyTask):
     def model(self) -> nn.Module:
         torch.manual_seed(0)
@@ -93,10 +106,10 @@ def plain(option: Option, task: ToyTask, baseline: Baseline, data: Data) -> floa
         repair_weights(student, look(model, inputs, places_per_input=1), kept, inputs)
     reestimate_batch_norm(student, inputs)
     with torch.no_grad():
-        return float(task.divergence(student(inputs), model(inputs)))
+        return float(task.divergence(nested.call(student, inputs), nested.call(model, inputs)))
 
 
-@pytest.mark.parametrize("task", [ToyTask(), InPlaceTask()], ids=["plain", "in place"])
+@pytest.mark.parametrize("task", [ToyTask(), InPlaceTask(), ChangingTask()], ids=["plain", "in place", "inputs in place"])
 def test_as_the_plain_way_measures_it(task: ToyTask, toy_baseline: Baseline, toy_data: Data) -> None:
     baseline = replace(toy_baseline)
     assert trace(baseline.model(task), torch.tensor(toy_data["train"][0][:2])) is not None

@@ -105,6 +105,27 @@ def test_the_same_seed_gives_the_same_model(run: Any, tmp_path: Path) -> None:
     assert files[0] == files[1] != files[2]
 
 
+def test_what_was_drawn_before_does_not_matter(run: Any, tmp_path: Path) -> None:
+    class Dropping(ToyTask):
+        def model(self) -> torch.nn.Module:
+            network = super().model()
+            torch.randn(7)  # a worker calls this for its first trial alone
+            network.register_module("pool", torch.nn.Sequential(torch.nn.MaxPool2d(2), torch.nn.Dropout(0.5)))
+            return network
+
+        def score(self, outputs: Any, targets: Any) -> float:
+            torch.rand(1)
+            return super().score(outputs, targets)
+
+    baseline, students = make_baseline(Dropping(epochs=1), Target(), tmp_path / "baseline", seed=0), []
+    ways: tuple[dict[str, Any], ...] = ({}, {}, {"screened": True})  # only the first makes the teacher
+    for place, options in enumerate(ways):
+        result = run(task=Dropping(), baseline=baseline, folder=tmp_path / str(place), **options)
+        assert max(rung.accuracy for rung in result.rungs[1:]) > result.rungs[0].accuracy  # not the student before training
+        students.append((tmp_path / str(place) / CHECKPOINT).read_bytes())
+    assert students[0] == students[1] == students[2]
+
+
 def test_the_best_rung_is_kept_not_the_last(run: Any) -> None:
     ruinous = POLICY.model_copy(update={"finetune": Finetune(steps=16, learning_rate=30.0, batch_size=32), "distill": None})
     result = run(ruinous)
@@ -357,6 +378,22 @@ def test_a_network_that_needs_the_usual_layout_is_compressed_too(run: Any, toy_t
     baseline = make_baseline(Viewing(), Target(), tmp_path / "viewing", seed=0)
     result = run(task=Viewing(), baseline=baseline)
     assert result.status is Status.COMPLETE, result.error
+
+
+def test_a_task_may_give_the_same_network_each_time(tmp_path: Path) -> None:
+    network = ToyNet()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+
+    class Same(ToyTask):
+        def model(self) -> torch.nn.Module:
+            return network
+
+    task = Same(epochs=1)
+    first, second = (make_baseline(task, Target(), tmp_path / name, seed=0) for name in "ab")
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(np.array_equal(array, second.weights[name]) for name, array in first.weights.items())
+    models = first.model(task), second.model(task)
+    assert len({id(model.get_submodule("bn1")) for model in (network, *models)}) == 3
 
 
 def test_a_network_of_one_batch_size_is_refused(tmp_path: Path) -> None:

@@ -1,15 +1,22 @@
 """What is made of torch's attention and transformer layers computes what they compute, for every way to call them."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 from autocompress import nested
+from autocompress.baseline import check_parity
 from autocompress.compress import compress
+from autocompress.measure import Here
 from autocompress.policy import LayerPolicy, Policy
 from autocompress.probe import probe
+from autocompress.runtimes import runtime_of
+from autocompress.target import Target
 from autocompress.unpacked import Attention, unpacked
 
 N, QUERIES, KEYS, WIDTH, HEADS = 3, 5, 7, 16, 4
@@ -132,3 +139,56 @@ def test_heads_go_as_a_whole() -> None:
     assert student.get_parameter("attention.query.layer.weight").shape == (8, WIDTH)  # two heads of four
     with torch.no_grad():
         assert nested.call(student, inputs).shape == (32, 2)
+
+
+def test_the_network_itself_is_left_as_it_is() -> None:
+    network = nn.Sequential(nn.TransformerEncoderLayer(WIDTH, HEADS, 24, batch_first=True), nn.BatchNorm1d(KEYS))
+    apart = unpacked(network)
+    assert isinstance(network.get_submodule("0.self_attn"), nn.MultiheadAttention)
+    assert isinstance(apart.get_submodule("0.self_attn"), Attention)
+    mine = {id(part) for part in (*network.modules(), *network.parameters(), *network.buffers())}
+    assert mine.isdisjoint(id(part) for part in (*apart.modules(), *apart.parameters(), *apart.buffers()))
+
+
+class Computed(nn.Module):
+    """Two layers whose weights are computed from others in the way `make` sees to."""
+
+    def __init__(self, make: Callable[[nn.Module], object]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv2d(1, 8, 3), nn.Linear(8, 4)
+        for layer in (self.conv, self.head):
+            make(layer)
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs: Tensor = self.head(torch.relu(self.conv(images)).mean((2, 3)))
+        return outputs
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize(
+    "make",
+    [
+        parametrizations.weight_norm,
+        parametrizations.spectral_norm,
+        parametrizations.orthogonal,
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        partial(prune.l1_unstructured, name="weight", amount=0.5),
+    ],
+)
+@pytest.mark.parametrize("target", [Target(), Target(runtime="torch")], ids=lambda target: target.runtime)
+def test_computed_weights_become_plain_ones(make: Callable[[nn.Module], object], target: Target) -> None:
+    network, images = Computed(make), draw(16, 1, 8, 8)
+    network(images).sum().backward()  # as after training
+    apart = unpacked(network).eval()
+    assert {name for name, _ in apart.named_parameters()} == {"conv.weight", "conv.bias", "head.weight", "head.bias"}
+    assert "conv.weight" not in dict(network.named_parameters())
+    expected = network.eval()(images)
+    torch.testing.assert_close(apart(images), expected)
+    again = unpacked(Computed(make)).eval()
+    again.load_state_dict(apart.state_dict())
+    torch.testing.assert_close(again(images), expected)
+    layers = dict.fromkeys(("conv", "head"), LayerPolicy(weight_bits=4))
+    for student in (apart, compress(apart, Policy(layers=layers), images)):
+        check_parity(student, runtime_of(target).export(student, images[:8]), images[:8], Here(target))

@@ -10,7 +10,7 @@ import torch
 from autocompress import nested
 from autocompress.baseline import Baseline, Data
 from autocompress.compress import compress
-from autocompress.errors import TrialError
+from autocompress.errors import InputError
 from autocompress.lane import Lane
 from autocompress.layer import Layers
 from autocompress.measure import measure_latency, size_bytes
@@ -69,7 +69,9 @@ def measured(policies: list[Policy], task: Task, baseline: Baseline, data: Data,
                     compress(model, policy, inputs, groups=baseline.layers.groups), nested.take(inputs, slice(_EXAMPLES))
                 )
             latency = measure_latency(file, baseline.file, target, lane=lane)
-        except TrialError:  # the search will meet it as well, and record it
+        except InputError:
+            raise
+        except Exception:  # noqa: BLE001  # the search will meet it as well, and record it
             continue
         yield Point(policy, size_bytes(file), latency.ratio * baseline.metrics["latency_ms"])
 

@@ -144,6 +144,10 @@ class NegatedLayer(nn.Module):
     def weight(self) -> Tensor:
         return -cast(Tensor, self.negative.weight)
 
+    @property
+    def bias(self) -> Tensor | None:
+        return cast(Tensor | None, self.negative.bias)
+
     def forward(self, activation: Tensor) -> Tensor:
         outputs: Tensor = self.negative(-activation)
         return outputs

@@ -17,13 +17,13 @@ from torch.fx import GraphModule, Node
 
 from autocompress import nested
 from autocompress.errors import ExportError
-from autocompress.graph import BatchNorm, module_of, norm_after, origin, settle_attributes, tail, trace
+from autocompress.graph import BatchNorm, module_of, norm_after, origin, runs_of, settle_attributes, tail, trace
 from autocompress.nested import Nested
 from autocompress.runtimes.onnx_codes import StoredWeight, changed, with_codes, with_pairs
 from autocompress.runtimes.onnx_deployed import DeployedLayer, DeployedQuantizer, DynamicLayer, NegatedLayer
 from autocompress.runtimes.onnx_slim import flatten_any_width, floats_at_load, slim
 from autocompress.runtimes.onnx_template import from_template, keep_template
-from autocompress.runtimes.slot import INPUT, OUTPUT
+from autocompress.runtimes.slot import INPUT, output_names
 from autocompress.student import (
     SMALLEST_SCALE,
     ActivationQuantizer,
@@ -62,7 +62,7 @@ def _exported(model: nn.Module, example: Nested) -> onnx.ModelProto:
     any_size: Any = {name: {0: batch} for name in by_name} or tuple({0: batch} for _ in in_order)
     try:
         with torch.no_grad():
-            outputs = nested.named(nested.call(model, example), OUTPUT)
+            outputs = output_names(nested.call(model, example))
         with _silence():
             program = torch.onnx.export(
                 model,
@@ -72,7 +72,7 @@ def _exported(model: nn.Module, example: Nested) -> onnx.ModelProto:
                 opset_version=23,
                 dynamic_shapes=any_size,
                 input_names=list(nested.named(example, INPUT)),
-                output_names=list(outputs),
+                output_names=outputs,
                 verbose=False,
             )
     except Exception as error:
@@ -197,8 +197,8 @@ def _fold(
     input_scale = None if quantizer is None else _input_scale(node, layer, quantizer, graph, rounded_after=rounded_after)
     norm_node = norm_after(node, graph)
     norm = module_of(norm_node, graph)
-    called = sum(other.op == "call_module" and other.target == node.target for other in graph.graph.nodes)
-    if called > 1:  # it has one weight, but as many input scales and batch norms as calls
+    runs = runs_of(node)
+    if runs > 1:  # it has one weight, but as many input scales and batch norms as calls
         input_scale = norm = None
     elif norm_node is not None:
         norm_node.replace_all_uses_with(node)

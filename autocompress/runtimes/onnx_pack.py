@@ -24,6 +24,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from autocompress.runtimes.onnx_slim import free_name
 from autocompress.tables import Form
 
 Codes = NDArray[Any]
@@ -45,7 +46,7 @@ def pack(model: onnx.ModelProto, *, lookup: bool = False) -> onnx.ModelProto:
     graph = packed.graph
     tensors, nodes = list(graph.initializer), list(graph.node)
     del graph.initializer[:], graph.node[:]
-    writer = _Writer(lookup=lookup)
+    writer = _Writer(lookup=lookup, taken=frozenset(value.name for value in (*graph.input, *graph.output)))
     for tensor in tensors:
         if not (_is_codes(tensor) or _is_weight(tensor)):
             writer.tensors.append(tensor)
@@ -89,9 +90,10 @@ class _Writer:
     shared: dict[bytes, str] = field(default_factory=dict)
     names: int = 0
     lookup: bool = False
+    taken: frozenset[str] = frozenset()
 
     def copy(self) -> "_Writer":
-        return _Writer([*self.tensors], [*self.nodes], {**self.shared}, self.names, self.lookup)
+        return _Writer([*self.tensors], [*self.nodes], {**self.shared}, self.names, self.lookup, self.taken)
 
     def size(self) -> int:
         # Two bytes around each field: its key and its length.
@@ -100,7 +102,7 @@ class _Writer:
 
     def name(self) -> str:
         self.names += 1
-        return f"p{self.names - 1:x}"
+        return free_name(f"p{self.names - 1:x}", self.taken)
 
     def constant(self, value: NDArray[Any]) -> str:
         key = str(value.dtype).encode() + str(value.shape).encode() + value.tobytes()

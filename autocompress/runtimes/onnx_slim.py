@@ -1,6 +1,7 @@
 """An exported graph made as small as it can be without touching a weight."""
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 import onnx
@@ -89,11 +90,12 @@ def slim(model: ModelProto) -> ModelProto:
             raise ExportError(
                 f"the exported graph has a branch or a loop ({node.op_type}); forward() must do the same every time"
             )
-    names = {"": ""} | {value.name: value.name for value in (*graph.input, *graph.output)}
-    names |= _share_equal_tensors(model)
+    names = {value.name: value.name for value in (*graph.input, *graph.output)}
+    taken = frozenset(names)
+    names |= {"": ""} | _share_equal_tensors(model, taken)
     for place, node in enumerate(graph.node):
         for index, output in enumerate(node.output):
-            names.setdefault(output, f"t{place:x}_{index}" if index else f"t{place:x}")
+            names.setdefault(output, free_name(f"t{place:x}_{index}" if index else f"t{place:x}", taken))
     for node in graph.node:
         node.name = node.doc_string = ""
         del node.metadata_props[:]
@@ -117,7 +119,14 @@ def slim(model: ModelProto) -> ModelProto:
     return model
 
 
-def _share_equal_tensors(model: ModelProto) -> dict[str, str]:
+def free_name(name: str, taken: Collection[str]) -> str:
+    """`name`, or one like it that is not `taken`: inputs and outputs are called as the network calls them."""
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _share_equal_tensors(model: ModelProto, taken: Collection[str]) -> dict[str, str]:
     """Keeps one of each constant, under a short name. Gives the new name of every old one."""
     tensors = list(model.graph.initializer)
     del model.graph.initializer[:]
@@ -127,7 +136,7 @@ def _share_equal_tensors(model: ModelProto) -> dict[str, str]:
         content = numpy_helper.to_array(tensor)
         key = (tensor.data_type, tuple(tensor.dims), content.tobytes())
         if key not in kept:
-            kept[key] = f"w{len(kept):x}"
+            kept[key] = free_name(f"w{len(kept):x}", taken)
             model.graph.initializer.append(numpy_helper.from_array(content, kept[key]))
         names[tensor.name] = kept[key]
     return names

@@ -84,6 +84,8 @@ def check_plain(content: bytes) -> None:
         OSError,
     ):
         return  # torch says better what it is not
+    except RecursionError:
+        problem = "is nested too deeply"
     if problem is not None:
         raise ExportError(f"the file {problem}; ours hold tensors and a graph of operators alone")
 
@@ -108,9 +110,10 @@ def _problems(archive: zipfile.ZipFile) -> Iterator[str]:
 
 
 def _of_graph(text: str) -> Iterator[str]:
-    if any(word in text for word in _IMPORTS):
+    document = json.loads(text)
+    if any(word in part for part in _words(document) for word in _IMPORTS):
         yield "wants modules to be imported"
-    for key, value in _texts(json.loads(text)):
+    for key, value in _texts(document):
         if key in ("target", "as_operator") and not _OPERATOR.fullmatch(value):
             yield f"calls {value!r}, which is no operator"
         if key == "expr_str" and not _is_size(value):
@@ -127,6 +130,24 @@ def _texts(part: Any, key: str = "") -> Iterator[tuple[str, str]]:
             yield from _texts(value, key)
     elif isinstance(part, str):
         yield key, part
+
+
+def _words(part: Any) -> Iterator[str]:
+    """Each text and each key in a JSON document, and in every text that is one itself, as whoever reads it decodes it."""
+    if isinstance(part, dict):
+        for name, value in part.items():
+            yield name
+            yield from _words(value)
+    elif isinstance(part, list):
+        for value in part:
+            yield from _words(value)
+    elif isinstance(part, str):
+        yield part
+        try:
+            inner = json.loads(part)
+        except ValueError:
+            return
+        yield from _words(inner)
 
 
 def _is_size(text: str) -> bool:

@@ -1,6 +1,6 @@
 """What a file takes in."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,15 @@ class Slot:
     name: str
     shape: tuple[int, ...]
     dtype: str
+
+
+def output_names(outputs: Nested) -> list[str]:
+    """What the outputs of a network are called in a file, from which `nested.restored` tells how they are nested.
+
+    A dictionary with `OUTPUT` as its only key is told from a single output by the name ``output.output``.
+    """
+    alone = isinstance(outputs, Mapping) and outputs.keys() == {OUTPUT}
+    return list(nested.named({OUTPUT: outputs} if alone else outputs, OUTPUT))
 
 
 def by_slot(inputs: Nested, slots: Sequence[Slot]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_unflatten
 
 from autocompress import nested
 from autocompress.errors import ExportError
-from autocompress.graph import BatchNorm, module_of, norm_after, settle_attributes, trace
+from autocompress.graph import BatchNorm, module_of, norm_after, runs_of, settle_attributes, trace
 from autocompress.nested import Nested
 from autocompress.runtimes.pt2_file import check_plain
 from autocompress.runtimes.slot import INPUT, Slot, by_slot
@@ -148,8 +148,8 @@ def _deployed(student: nn.Module, example: Nested) -> nn.Module:
         module = module_of(node, graph)
         if not (isinstance(module, StudentLayer) or (isinstance(module, Plain) and kind_of(module) is not None)):
             continue
-        called = sum(other.op == "call_module" and other.target == node.target for other in graph.graph.nodes)
-        norm_node = norm_after(node, graph) if called == 1 else None  # one weight cannot take in two batch norms
+        runs = runs_of(node)
+        norm_node = norm_after(node, graph) if runs == 1 else None  # one weight cannot take in two batch norms
         norm = module_of(norm_node, graph)
         if norm_node is not None:
             norm_node.replace_all_uses_with(node)

@@ -1,7 +1,6 @@
 """What only trials in other processes can do: die, be timed elsewhere, and be silent about it."""
 
 import fcntl
-import getpass
 import os
 import subprocess
 import sys
@@ -114,7 +113,7 @@ def _watching_the_lane() -> Iterator[list[float]]:
     over = threading.Event()
 
     def watch() -> None:
-        with (Path(tempfile.gettempdir()) / f"autocompress-lane-{getpass.getuser()}" / "road").open() as road:
+        with (Path(tempfile.gettempdir()) / f"autocompress-lane-{os.getuid()}" / "road").open() as road:
             while not over.wait(0.002):
                 before = time.monotonic()
                 try:

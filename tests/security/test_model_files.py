@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -178,6 +179,48 @@ def test_a_file_of_torch_that_would_run_code_is_refused(whole: bytes, tmp_path: 
     with suppress(Exception):  # what torch itself does with it, whatever it says then
         torch.export.load(io.BytesIO(content))
     assert mark.exists(), "it is no bomb"
+
+
+def _importing(spelling: str, mark: Path) -> Callable[[bytes], bytes]:
+    """Has torch import the module ``bomb`` of the folder of `mark`, as it reads how the inputs are nested."""
+    (mark.parent / "bomb.py").write_text(f"import pathlib\npathlib.Path({str(mark)!r}).touch()\nlist = list\n")
+    leaf: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
+    factory = {"default_factory_module": "bomb", "default_factory_name": "list", "dict_context": []}
+    entry = json.dumps({"__enum__": True, "fqn": "bomb:list", "name": "one"})
+    nodes: dict[str, dict[str, Any]] = {
+        "defaultdict": {"type": "collections.defaultdict", "context": factory},
+        "__enum__": {"type": "builtins.tuple", "context": entry},
+        r"d\u0065faultdict": {"type": "collections.defaultdict", "context": factory},
+        r"\u005f_enum__": {"type": "builtins.tuple", "context": entry.replace("__", r"\u005f_", 1)},
+    }
+    text = json.dumps([1, {**nodes[spelling], "children_spec": [leaf]}])
+
+    def apply(document: Any) -> None:
+        document["graph_module"]["module_call_graph"][0]["signature"]["in_spec"] = text.replace("defaultdict", spelling)
+
+    return in_json(apply)
+
+
+@pytest.mark.parametrize("spelling", ["defaultdict", "__enum__", r"d\u0065faultdict", r"\u005f_enum__"])
+def test_a_file_of_torch_that_would_import_a_module_is_refused(
+    whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "bomb", raising=False)
+    mark = tmp_path / "mark"
+    content = changed(whole, "models/model.json", _importing(spelling, mark))
+    with pytest.raises(ExportError, match="wants modules to be imported"):
+        runtime_of(Target(runtime="torch")).load(content, Target(runtime="torch"))
+    assert not mark.exists()
+    with suppress(Exception):
+        torch.export.load(io.BytesIO(content))
+    assert mark.exists(), "it is no bomb"
+
+
+def test_a_graph_without_a_bottom_is_refused(whole: bytes) -> None:
+    deep = b"[" * 100_000 + b"]" * 100_000
+    with pytest.raises(ExportError, match="nested too deeply"):
+        check_plain(changed(whole, "models/model.json", lambda _: deep))
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def check(file: Path, options: Options | None = None) -> Iterator[Finding]:
     """Looks at one thing after another; the first that a search could not work with raises `InputError`."""
     experiment = (options or Options()).apply(load_experiment(file))
     yield Finding("experiment", _in_words(experiment))
-    if experiment.gpus_per_trial == 0 and gpu.device_for("auto") != gpu.CPU:
+    if gpu.is_left_idle(experiment.gpus_per_trial):
         yield Finding(
             "GPU", "not used: trials train on the CPU without gpus_per_trial, such as gpus_per_trial='auto'", warning=True
         )

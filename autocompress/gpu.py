@@ -17,6 +17,11 @@ def device_for(gpus: float | Literal["auto"]) -> torch.device:
     return torch.device("cuda") if gpus != 0 and torch.cuda.is_available() else CPU
 
 
+def is_left_idle(gpus: float | Literal["auto"]) -> bool:
+    """Whether this machine has a GPU and trials are given none."""
+    return gpus == 0 and torch.cuda.is_available()
+
+
 def check(device: torch.device) -> None:
     """Raises `RuntimeError` when the GPU does not answer this process any more.
 

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from uuid import uuid4
 
-from autocompress import nested
+from autocompress import gpu, nested
 from autocompress.artifacts import Artifacts, InStorage
 from autocompress.artifacts import absolute as absolute_storage
 from autocompress.baseline import Baseline, load_data, make_baseline
@@ -261,6 +261,10 @@ def _conduct(
         view = Views(session, view)
         mend(folder, view.warn)
         recorded = folder.results()
+        if gpu.is_left_idle(experiment.gpus_per_trial):
+            view.warn(
+                "this machine has a GPU, and trials train on its CPU: Experiment(gpus_per_trial='auto') gives them the GPU"
+            )
         if not (folder.baseline / "baseline.json").exists():
             view.say("preparing the uncompressed model: train if the task trains, export, measure")
         baseline = _baseline(Site(experiment, run.experiment_file, folder), driver)

@@ -116,7 +116,7 @@ def _compete(run: Run, name: str, experiment: Experiment, spend: float, driver: 
         return True
     view.say(f"{name}: {spend:,.1f} worker-seconds")
     _prepare(there, run)
-    if isinstance(kept := run.folder.artifacts, InStorage):
+    if (kept := run.folder.storage) is not None:
         there.artifacts = InStorage(kept.url, f"{kept.name}/baselines/{name}")
         there.artifacts.claim()
     ended = conduct(Run(there, _note(run, uri, there), run.experiment_file), experiment, driver, uri, view)
@@ -160,7 +160,7 @@ def _note(run: Run, uri: str, there: RunFolder) -> RunNote:
         started=_began(there) or time.time(),
         versions={name: version(name) for name in parent.versions},
         baseline_of=run.title,
-        artifacts=ArtifactsNote.of(there.artifacts),
+        artifacts=ArtifactsNote.of(there),
     )
 
 

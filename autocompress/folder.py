@@ -5,7 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from autocompress.artifacts import Artifacts, InFolder, trial_folder
+from autocompress.artifacts import Artifacts, InFolder, InStorage, trial_folder
 from autocompress.errors import RunFolderError
 from autocompress.result import TrialResult
 
@@ -33,6 +33,11 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).resolve()
         self.artifacts: Artifacts = InFolder(self.path)
+
+    @property
+    def storage(self) -> InStorage | None:
+        """Where the files of trials are kept; None when that is this folder."""
+        return self.artifacts if isinstance(self.artifacts, InStorage) else None
 
     @property
     def run_json(self) -> Path:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import field_validator
 
 from autocompress import neighbours
-from autocompress.artifacts import Artifacts, InStorage
+from autocompress.artifacts import InStorage
 from autocompress.baseline import Baseline, load_baseline
 from autocompress.credentials import public_uri
 from autocompress.errors import InputError, RunFolderError, unknown_name
@@ -75,11 +75,10 @@ class ArtifactsNote(Noun):
     name: str
 
     @staticmethod
-    def of(artifacts: Artifacts) -> "ArtifactsNote | None":
+    def of(folder: RunFolder) -> "ArtifactsNote | None":
         """None for those that are in the run folder."""
-        if not isinstance(artifacts, InStorage):
-            return None
-        return ArtifactsNote(storage=public_uri(artifacts.url), name=artifacts.name)
+        kept = folder.storage
+        return None if kept is None else ArtifactsNote(storage=public_uri(kept.url), name=kept.name)
 
     @field_validator("name")
     @classmethod

@@ -13,7 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from autocompress import gpu, nested
-from autocompress.artifacts import Artifacts, InStorage
+from autocompress.artifacts import InStorage
 from autocompress.artifacts import absolute as absolute_storage
 from autocompress.baseline import Baseline, load_data, make_baseline
 from autocompress.credentials import public_uri, secrets_of
@@ -128,7 +128,7 @@ def _begin(
         started=time.time(),
         versions={name: version(name) for name in _PACKAGES},
         study=shared,
-        artifacts=ArtifactsNote.of(where.artifacts),
+        artifacts=ArtifactsNote.of(where),
     )
     shutil.copyfile(experiment_file, where.experiment)
     try:
@@ -189,7 +189,7 @@ def resume(
             ) from None
     if (kept := run.note.artifacts) is not None:
         look_for_artifacts(run.folder, InStorage(absolute_storage(artifacts or kept.storage), kept.name))
-        run = replace(run, note=run.note.model_copy(update={"artifacts": ArtifactsNote.of(run.folder.artifacts)}))
+        run = replace(run, note=run.note.model_copy(update={"artifacts": ArtifactsNote.of(run.folder)}))
     look_for_mlflow(uri, view, kept=tracking_uri is None)
     driver.check()
     searched = seconds_searched(run.folder) if minutes is None else 0.0
@@ -253,7 +253,7 @@ def _conduct(
     storage = storage or (run.note.study.storage if run.note.study else None)
     with (
         disk_told(folder),
-        logging_to(folder.log, secrets_of(tracking_uri, storage, *_urls(folder.artifacts))),
+        logging_to(folder.log, secrets_of(tracking_uri, storage, folder.storage.url if folder.storage else None)),
         database_told(storage, folder.path),
     ):
         write_whole(folder.run_json, run.note.to_json(indent=1))
@@ -309,10 +309,6 @@ def _conduct(
         front = _finish(run, job, driver, live, tracker, view)
         session.say("finished")
         return Ended(front, interrupted=search.reason == INTERRUPTED)
-
-
-def _urls(artifacts: Artifacts) -> tuple[str, ...]:
-    return (artifacts.url,) if isinstance(artifacts, InStorage) else ()
 
 
 def _search(

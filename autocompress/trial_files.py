@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 
-from autocompress.artifacts import Artifacts, InStorage
+from autocompress.artifacts import Artifacts
 from autocompress.errors import RunFolderError, StorageError, TrialError, UnreachableError
 from autocompress.folder import RunFolder
 from autocompress.result import TrialResult
@@ -38,9 +38,8 @@ def read_trial_file(folder: RunFolder, result: TrialResult, name: str) -> bytes:
     try:
         content = folder.artifacts.read(result.number, name)
     except OSError as error:
-        away = isinstance(folder.artifacts, InStorage)
         problem = f"cannot read a file of trial {result.number}: {where} ({error.strerror})"
-        raise (UnreachableError if away else RunFolderError)(problem) from error
+        raise (UnreachableError if folder.storage else RunFolderError)(problem) from error
     if not as_written(content, result.sha256.get(name)):
         raise RunFolderError(
             f"the file of trial {result.number} is damaged: {where} has {len(content):,} bytes that are not those written; "

@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from autocompress.artifacts import InStorage
 from autocompress.drivers import Job, Listener, Site
 from autocompress.drivers.alarm import Alarm
 from autocompress.drivers.endings import one_line, out_of_memory, unmeasured
@@ -110,15 +109,15 @@ def _result(asked: Asked, search: Search, job: Job, listener: Listener, deaths: 
 
 def _kept(asked: Asked, job: Job, progress: Progress) -> TrialResult:
     """The result of a trial whose files are where the run keeps them. Raises `StorageError` when that fails again and again."""
-    artifacts = job.folder.artifacts
-    if not isinstance(artifacts, InStorage):
+    storage = job.folder.storage
+    if storage is None:
         return _run(asked, job, progress, job.folder.trial(asked.number))
     for left in reversed(range(1 + job.experiment.retries)):
         try:
             with TemporaryDirectory(prefix="autocompress-trial-") as scratch:
                 result = _run(asked, job, progress, Path(scratch))
                 if files := {path.name: path.read_bytes() for path in Path(scratch).iterdir()}:
-                    artifacts.keep(asked.number, files)
+                    storage.keep(asked.number, files)
                 return result
         except StorageError:
             if not left:

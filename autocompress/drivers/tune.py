@@ -19,7 +19,6 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from autocompress.artifacts import InStorage
 from autocompress.drivers import Job, Listener, Site
 from autocompress.drivers.cluster import check_answers, has_gpus, nodes_for, ray_cluster, room
 from autocompress.drivers.desk import Desk
@@ -97,8 +96,8 @@ class TuneDriver:
                 blame = waiting_for_ray()
                 desk, most = self._desk(search, job, listener, before_blame=blame)
                 try:
-                    if self.address is not None and isinstance(job.folder.artifacts, InStorage):
-                        check_reached(job.folder.artifacts, by=nodes_for(job.experiment.cpus_per_trial))
+                    if self.address is not None and job.folder.storage is not None:
+                        check_reached(job.folder.storage, by=nodes_for(job.experiment.cpus_per_trial))
                     with _equipped(job, there, joined=self.address is not None) as shelf:
                         _fit(desk, job.experiment, most, shelf)
                 except Exception:
@@ -284,7 +283,7 @@ def _equipped(job: Job, experiment_file: Path, *, joined: bool) -> Iterator[str]
             "supplies": ray.put(Supplies.of(job, experiment_file)),
             "baseline_files": {runtime: ray.put(file) for runtime, file in job.baseline.files.items()},
             "lanes": actors,
-            "artifacts": artifacts if isinstance(artifacts := job.folder.artifacts, InStorage) else None,
+            "artifacts": job.folder.storage,
         }
         shelf: Any = shelves.remote(str(job.folder.path), equipment)
         try:

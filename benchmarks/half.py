@@ -23,12 +23,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import onnx
 import openvino
-from cases import opened
+from cases import EXPERIMENTS
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from printing import print_machine
 
-from autocompress.baseline import Baseline, Data
+from autocompress.baseline import Baseline, Data, load_data, make_baseline
+from autocompress.experiment import load_experiment
 from autocompress.policy import Finetune, Policy
+from autocompress.runtimes import file_name
 from autocompress.runtimes.onnxruntime import OnnxSession
 from autocompress.runtimes.openvino import SETTINGS
 from autocompress.space import quantised
@@ -42,7 +44,7 @@ ROUNDS, SESSIONS = 40, 3
 _SECONDS = 0.002
 
 Session = Callable[[Any], Any]
-TARGET = Target()
+TARGET = Target.parse("onnxruntime-cpu", "openvino-cpu")
 
 
 def in_float16(file: bytes) -> bytes:
@@ -57,15 +59,15 @@ def on_openvino(file: bytes, precision: str) -> Session:
     return lambda inputs: request.infer([inputs], share_inputs=True).to_tuple()[0]
 
 
-def in_8_bits(task: Task, data: Data, baseline: Baseline) -> bytes:
-    """The file for ONNX Runtime of the network with all of it in 8 bits, calibrated and not trained."""
+def in_8_bits(task: Task, data: Data, baseline: Baseline) -> dict[str, bytes]:
+    """The files of the network with all of it in 8 bits, by runtime; calibrated and not trained."""
     policy = Policy(layers={layer.name: quantised(8, TARGET.menu) for layer in baseline.layers})
     policy = policy.model_copy(update={"finetune": Finetune(steps=0)})
     with tempfile.TemporaryDirectory() as folder:
         there = Path(folder)
         result = run_trial(policy, task, TARGET, lambda _: True, baseline=baseline, data=data, number=0, seed=0, folder=there)
         assert result.model is not None, result.error
-        return (there / Path(result.model).name).read_bytes()
+        return {place.runtime: (there / file_name(TARGET, place)).read_bytes() for place in TARGET.each}
 
 
 def least_ms(sessions: dict[str, Callable[[], Session]], inputs: Any) -> dict[str, float]:
@@ -90,18 +92,28 @@ def main() -> None:
     print("| network | | time | bytes | other answers |")
     print("| --- " * 5 + "|")
     for name in CASES:
-        task, data, baseline = opened(name)
+        task = load_experiment(EXPERIMENTS / f"{name}.py").task
+        with tempfile.TemporaryDirectory() as folder:
+            data, baseline = load_data(task), make_baseline(task, TARGET, Path(folder), seed=0)
         floats, integers = baseline.file, in_8_bits(task, data, baseline)
         half = in_float16(floats)
         # Its name, what its time and its bytes are compared with, and the file.
         sessions: dict[str, tuple[str, bytes, Callable[[], Session]]] = {
             "ONNX Runtime, float": ("", floats, partial(OnnxSession, floats, TARGET)),
             "ONNX Runtime, float16": ("ONNX Runtime, float", half, partial(OnnxSession, half, TARGET)),
-            "ONNX Runtime, 8-bit integers": ("ONNX Runtime, float", integers, partial(OnnxSession, integers, TARGET)),
+            "ONNX Runtime, 8-bit integers": (
+                "ONNX Runtime, float",
+                integers["onnxruntime"],
+                partial(OnnxSession, integers["onnxruntime"], TARGET),
+            ),
             "OpenVINO, float": ("", floats, partial(on_openvino, floats, "f32")),
             "OpenVINO, float16": ("OpenVINO, float", half, partial(on_openvino, floats, "f16")),
             "OpenVINO, bfloat16": ("OpenVINO, float", half, partial(on_openvino, floats, "bf16")),
-            "OpenVINO, 8-bit integers": ("OpenVINO, float", integers, partial(on_openvino, integers, "f32")),
+            "OpenVINO, 8-bit integers": (
+                "OpenVINO, float",
+                integers["openvino"],
+                partial(on_openvino, integers["openvino"], "f32"),
+            ),
         }
         inputs: Any = data["validation"][0][:EXAMPLES]
         least = least_ms({what: make for what, (_, _, make) in sessions.items()}, inputs)

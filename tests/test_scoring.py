@@ -91,8 +91,8 @@ def test_halving_stops_the_same_trials(results: list[TrialResult]) -> None:
     forth = Ladder(Halving(), OBJECTIVES, [FORTH], BASELINE)
     back = Ladder(Halving(), ERRORS, [BACK], BASELINE_BACK)
     for result in results:
-        forth.reached(result.number, result.rungs[:1])
-        back.reached(result.number, mirrored(result).rungs[:1])
+        forth.reached(result.number, result.rungs[:1], 100)
+        back.reached(result.number, mirrored(result).rungs[:1], 100)
         assert forth.goes_on(result.number, 100) == back.goes_on(result.number, 100)
 
 
@@ -103,7 +103,10 @@ def test_an_error_is_shown_by_its_name_and_as_it_is(tmp_path: Path) -> None:
     decision = decision_of(front, folder)
     assert [choice.role for choice in decision.alternatives] == ["smallest", "fastest", "best mean error"]
     assert decision.recommended is not None
-    assert decision.recommended.sentence == "17.5x smaller, 3.6x faster; mean error -0.9763 ± 0.0025 on validation"
+    assert (
+        decision.recommended.sentence
+        == "17.5x smaller, 3.6x faster, mean error +0.6%; mean error -0.9763 ± 0.0025 on validation"
+    )
     strict = Limit.parse("mean error <= baseline - 0.5", ERROR)
     lines = nearest_lines(ParetoFront.of(results, ERRORS, [strict], BASELINE_BACK, ERROR), results)
     assert lines[1].endswith("mean error -0.981; misses mean error <= baseline - 0.5 by 0.501")

@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.errors import ExperimentError
-from autocompress.front import missed
+from autocompress.front import loss_of, missed
 from autocompress.objective import SCORE, Limit, Objective
 from autocompress.result import Rung
 
 Losses = Sequence[float] | NDArray[np.float64]
 ManyLosses = Sequence[Losses] | NDArray[np.float64]
 
+# So many trials have to be trained to their end before it is known what training wins back.
+_FEWEST_TRAINED = 3
 # The reference point lies that far, as a share of the range among the trials compared, beyond the worst of them: the
 # worst in one objective has a contribution too.
 _BEYOND = 0.1
@@ -47,7 +49,9 @@ class Ladder:
 
     Sizes and times are compared as logarithms. What a rung does not know of an objective (it is measured at the end
     only) does not count, nor do trials that do not know what it knows; a trial beyond a limit on what it does know is
-    behind all that keep to it.
+    behind all that keep to it. So is one whose score would come to nothing (a limit on it missed, or no hypervolume) even if
+    training won back, of what compression has lost, as large a part as it has in any trial so far: a very small model that
+    cannot learn is dominated by none.
     """
 
     def __init__(
@@ -58,10 +62,14 @@ class Ladder:
         self._limits = limits
         self._baseline = baseline
         self._trials: dict[int, tuple[_Standing, ...]] = {}
+        self._score = next((objective for objective in objectives if objective.metric == SCORE), None)
+        self._trained: set[int] = set()  # to their end
 
-    def reached(self, number: int, rungs: Sequence[Rung]) -> None:
-        """Notes all the rungs that a trial has reached so far."""
+    def reached(self, number: int, rungs: Sequence[Rung], steps: int) -> None:
+        """Notes all the rungs that a trial of so many `steps` has reached so far."""
         self._trials[number] = tuple(self._standing(rung) for rung in rungs)
+        if rungs and rungs[-1].step >= steps:
+            self._trained.add(number)
 
     def goes_on(self, number: int, steps: int) -> bool:
         """Whether a trial of so many `steps` goes on from the last of its rungs."""
@@ -70,9 +78,33 @@ class Ladder:
             return True
         others = [_at(now.step, trial) for other, trial in self._trials.items() if other != number]
         there = [other for other in others if other is not None]
-        if now.misses:
-            return all(other.misses for other in there) and self._among_best(now, there)
-        return self._among_best(now, [other for other in there if not other.misses])
+        won_back = self._won_back(now.step)
+        able = [other for other in there if not self._is_behind(other, won_back)]
+        if self._is_behind(now, won_back):
+            return not able and self._among_best(now, there)
+        return self._among_best(now, able)
+
+    def _is_behind(self, standing: "_Standing", won_back: float) -> bool:
+        """Whether it is beyond a limit, or its score would be worth nothing if it won back this part of what it has lost."""
+        if standing.misses or self._score is None:
+            return standing.misses
+        lost = self._baseline[SCORE] - standing.score
+        loses = self._score.better(self._baseline[SCORE], standing.score)
+        hoped = {SCORE: standing.score + won_back * lost if loses else standing.score}
+        limits = [limit for limit in self._limits if limit.metric == SCORE]
+        return bool(missed(hoped, limits, self._baseline)) or loss_of(hoped, self._score, self._baseline) >= 1
+
+    def _won_back(self, step: int) -> float:
+        """The largest part of the lost score that any trial has won back since this step, 0..1; 1 while few are known."""
+        parts = [self._part_won_back(step, self._trials[number]) for number in self._trained]
+        known = [part for part in parts if part is not None]
+        return min(1.0, max(0.0, *known)) if len(known) >= _FEWEST_TRAINED else 1.0
+
+    def _part_won_back(self, step: int, trial: Sequence["_Standing"]) -> float | None:
+        then = _at(step, trial)
+        if then is None or self._score is None or not self._score.better(self._baseline[SCORE], then.score):
+            return None
+        return max(0.0, (trial[-1].score - then.score) / (self._baseline[SCORE] - then.score))
 
     def _among_best(self, now: "_Standing", others: Sequence["_Standing"]) -> bool:
         losses = np.array([now.losses, *(other.losses for other in others)])
@@ -83,7 +115,7 @@ class Ladder:
         return goes_on(comparable[0], comparable[1:], self._halving.eta)
 
     def _standing(self, rung: Rung) -> "_Standing":
-        return _Standing(rung.step, _losses(rung, self._objectives), self._misses(rung))
+        return _Standing(rung.step, rung.accuracy, _losses(rung, self._objectives), self._misses(rung))
 
     def _misses(self, rung: Rung) -> bool:
         # Not by its score: that is what training is for.
@@ -139,6 +171,7 @@ class _Standing:
     """A rung as it is compared: the losses, NaN where the rung does not know, and whether it is beyond a limit."""
 
     step: int
+    score: float
     losses: tuple[float, ...]
     misses: bool
 

@@ -238,7 +238,7 @@ class Search:
         rungs.append(rung)
         if self._ladder is None or not trains(asked.policy, asked.refit_of):
             return True
-        self._ladder.reached(number, rungs)
+        self._ladder.reached(number, rungs, asked.policy.finetune.steps)
         return self._ladder.goes_on(number, asked.policy.finetune.steps)
 
     def tell(self, result: TrialResult) -> None:
@@ -460,7 +460,7 @@ class Search:
             self._last_sampled = max(self._last_sampled, result.number)
         # One without training has reached no rung that another might go on from: the best of them are better there.
         if self._ladder is not None and trains(result.policy, result.refit_of):
-            self._ladder.reached(result.number, result.rungs)
+            self._ladder.reached(result.number, result.rungs, result.policy.finetune.steps)
         return result
 
     def _close(self, trial: Trial, result: TrialResult) -> None:

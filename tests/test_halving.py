@@ -134,46 +134,46 @@ def rung(step: int, accuracy: float, size: float = 100.0, ms: float = 0.5) -> Ru
 def test_a_trial_is_judged_by_those_that_reached_its_rung() -> None:
     found = ladder()
     for number in range(5):
-        found.reached(number, [rung(0, 0.5 + number / 100)])
-    found.reached(5, [rung(0, 0.4)])
+        found.reached(number, [rung(0, 0.5 + number / 100)], 100)
+    found.reached(5, [rung(0, 0.4)], 100)
     assert not found.goes_on(5, steps=100)
-    found.reached(5, [rung(0, 0.4), rung(50, 0.7)])
+    found.reached(5, [rung(0, 0.4), rung(50, 0.7)], 100)
     assert found.goes_on(5, steps=100)  # nobody else has trained so far
 
 
 def test_between_its_rungs_and_at_the_end_a_trial_is_not_stopped() -> None:
     found = ladder()
     for number in range(5):
-        found.reached(number, [rung(0, 0.9), rung(50, 0.9), rung(70, 0.9), rung(100, 0.9)])
+        found.reached(number, [rung(0, 0.9), rung(50, 0.9), rung(70, 0.9), rung(100, 0.9)], 100)
     for step in (30, 70, 100):
-        found.reached(9, [rung(0, 0.1), rung(step, 0.1)])
+        found.reached(9, [rung(0, 0.1), rung(step, 0.1)], 100)
         assert found.goes_on(9, steps=100)
-    found.reached(9, [rung(0, 0.1), rung(50, 0.1)])
+    found.reached(9, [rung(0, 0.1), rung(50, 0.1)], 100)
     assert not found.goes_on(9, steps=100)
 
 
 def test_trials_of_other_lengths_are_compared_at_the_same_step() -> None:
     found = ladder()
     for number in range(5):
-        found.reached(number, [rung(0, 0.2), rung(25, 0.8), rung(50, 0.9)])  # 50 steps in all
-    found.reached(9, [rung(0, 0.2), rung(30, 0.85)])
+        found.reached(number, [rung(0, 0.2), rung(25, 0.8), rung(50, 0.9)], 100)  # 50 steps in all
+    found.reached(9, [rung(0, 0.2), rung(30, 0.85)], 100)
     assert found.goes_on(9, steps=60)  # 0.85 after 30 steps; the others had 0.8 after 25
-    found.reached(9, [rung(0, 0.2), rung(30, 0.75)])
+    found.reached(9, [rung(0, 0.2), rung(30, 0.75)], 100)
     assert not found.goes_on(9, steps=60)
 
 
 def test_the_smallest_goes_on_however_little_it_scores() -> None:
     found = ladder()
     for number in range(8):
-        found.reached(number, [rung(0, 0.8, size=100 + number)])
-    found.reached(9, [rung(0, 0.3, size=40)])
+        found.reached(number, [rung(0, 0.8, size=100 + number)], 100)
+    found.reached(9, [rung(0, 0.3, size=40)], 100)
     assert found.goes_on(9, steps=100)
 
 
 def test_a_trial_beyond_a_known_limit_is_behind_all_that_keep_to_it() -> None:
     found = ladder("size <= 200 B", "accuracy >= baseline - 0.01")
-    found.reached(0, [rung(0, 0.1, size=150)])
-    found.reached(1, [rung(0, 0.89, size=300)])
+    found.reached(0, [rung(0, 0.1, size=150)], 100)
+    found.reached(1, [rung(0, 0.89, size=300)], 100)
     assert not found.goes_on(1, steps=100)
     # What it scores before training is no limit missed.
     assert found.goes_on(0, steps=100)
@@ -182,9 +182,9 @@ def test_a_trial_beyond_a_known_limit_is_behind_all_that_keep_to_it() -> None:
 def test_beyond_the_limit_the_best_go_on_while_nobody_keeps_to_it() -> None:
     found = ladder("size <= 20 B")
     for number in range(6):
-        found.reached(number, [rung(0, 0.5, size=100 + 10 * number)])
-    found.reached(6, [rung(0, 0.5, size=90)])
-    found.reached(7, [rung(0, 0.5, size=500)])
+        found.reached(number, [rung(0, 0.5, size=100 + 10 * number)], 100)
+    found.reached(6, [rung(0, 0.5, size=90)], 100)
+    found.reached(7, [rung(0, 0.5, size=500)], 100)
     assert found.goes_on(6, steps=100)
     assert not found.goes_on(7, steps=100)
 
@@ -192,9 +192,9 @@ def test_beyond_the_limit_the_best_go_on_while_nobody_keeps_to_it() -> None:
 def test_what_a_rung_does_not_know_does_not_count() -> None:
     found = ladder()
     for number in range(5):
-        found.reached(number, [Rung(step=0, accuracy=0.5 + number / 100)])
-    found.reached(8, [Rung(step=0, accuracy=0.9)])
-    found.reached(9, [Rung(step=0, accuracy=0.4)])
+        found.reached(number, [Rung(step=0, accuracy=0.5 + number / 100)], 100)
+    found.reached(8, [Rung(step=0, accuracy=0.9)], 100)
+    found.reached(9, [Rung(step=0, accuracy=0.4)], 100)
     assert found.goes_on(8, steps=100)
     assert not found.goes_on(9, steps=100)
 
@@ -203,10 +203,33 @@ def test_what_a_trial_knows_is_not_compared_with_what_others_do_not_know() -> No
     """A search that began without halving has measured no file at the first rung."""
     found = ladder()
     for number in range(5):
-        found.reached(number, [Rung(step=0, accuracy=0.9)])
-    found.reached(8, [rung(0, 0.4)])
+        found.reached(number, [Rung(step=0, accuracy=0.9)], 100)
+    found.reached(8, [rung(0, 0.4)], 100)
     assert found.goes_on(8, steps=100)  # nobody has measured its size so far
     for number in range(10, 15):
-        found.reached(number, [rung(0, 0.5 + number / 100)])
-    found.reached(9, [rung(0, 0.4)])
+        found.reached(number, [rung(0, 0.5 + number / 100)], 100)
+    found.reached(9, [rung(0, 0.4)], 100)
     assert not found.goes_on(9, steps=100)
+
+
+def test_a_small_one_that_training_would_not_help_is_behind_those_that_it_would() -> None:
+    found = ladder()
+    for number, accuracy in enumerate((0.80, 0.82, 0.84)):
+        # Trained to their ends; the best of them has won back a fifth of what it had lost.
+        found.reached(number, [rung(0, accuracy), rung(50, accuracy + 0.01), rung(100, accuracy + 0.012)], 100)
+    for number in range(3, 9):
+        found.reached(number, [rung(0, 0.3, size=50 + number)], 100)
+    found.reached(9, [rung(0, 0.85, size=150)], 100)
+    assert found.goes_on(9, steps=100), "larger than all the others, and worth something"
+    found.reached(10, [rung(0, 0.3, size=20)], 100)
+    assert not found.goes_on(10, steps=100), "smaller than all the others, and of 0.3 nothing will come"
+
+
+def test_where_training_wins_back_nearly_all_a_small_one_goes_on() -> None:
+    found = ladder()
+    for number in range(3):
+        found.reached(number, [rung(0, 0.2, size=400), rung(50, 0.8, size=400), rung(100, 0.89, size=400)], 100)
+    for number in range(3, 9):
+        found.reached(number, [rung(0, 0.8, size=100 + number)], 100)
+    found.reached(10, [rung(0, 0.3, size=20)], 100)
+    assert found.goes_on(10, steps=100)

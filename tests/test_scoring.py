@@ -91,8 +91,8 @@ def test_halving_stops_the_same_trials(results: list[TrialResult]) -> None:
     forth = Ladder(Halving(), OBJECTIVES, [FORTH], BASELINE)
     back = Ladder(Halving(), ERRORS, [BACK], BASELINE_BACK)
     for result in results:
-        forth.reached(result.number, result.rungs[:1])
-        back.reached(result.number, mirrored(result).rungs[:1])
+        forth.reached(result.number, result.rungs[:1], 100)
+        back.reached(result.number, mirrored(result).rungs[:1], 100)
         assert forth.goes_on(result.number, 100) == back.goes_on(result.number, 100)
 
 

@@ -251,10 +251,10 @@ def test_a_rival_goes_on_when_the_run_has_grown_since(alone: Path, tmp_path: Pat
     ]
     with RunFolder(run).record.open("a") as record:
         record.writelines(result.to_json() + "\n" for result in grown)
-    spent = used_seconds(rival_in(run, "uncompressed"))
+    before, spent = len(rival_in(run, "uncompressed").results()), used_seconds(rival_in(run, "uncompressed"))
     run_baselines(run, driver=LocalDriver(), rivals=["uncompressed"], worker_seconds=spent + 0.1)
     steps = [result.policy.finetune.steps for result in rival_in(run, "uncompressed").results()]
-    assert len(steps) == 2
+    assert len(steps) > before
     assert max(steps) <= 16, "what it is made of is what the run was when it began"
 
 

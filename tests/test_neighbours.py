@@ -23,8 +23,9 @@ experiment = Experiment(task=ToyTask(), space=lambda *_: None, settings={{"where
 @pytest.fixture(autouse=True)
 def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(neighbours, "_folders", [])
-    monkeypatch.setattr(neighbours, "_brought", set())
+    # As they were left by whoever loaded experiments before: one of them may have a `space` as well.
+    monkeypatch.setattr(neighbours, "_folders", [*neighbours._folders])
+    monkeypatch.setattr(neighbours, "_brought", {*neighbours._brought})
     modules = set(sys.modules)
     yield
     for name in set(sys.modules) - modules:

@@ -22,10 +22,12 @@ experiment = Experiment(task=ToyTask(), space=lambda *_: None, settings={{"where
 
 @pytest.fixture(autouse=True)
 def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    # As they were left by whoever loaded experiments before: one of them may have a `space` as well.
-    monkeypatch.setattr(neighbours, "_folders", [*neighbours._folders])
-    monkeypatch.setattr(neighbours, "_brought", {*neighbours._brought})
+    # Whoever loaded experiments before may have left a `space` as well.
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if not neighbours.is_preferred(entry)])
+    monkeypatch.setattr(neighbours, "_folders", [])
+    monkeypatch.setattr(neighbours, "_brought", set())
+    for name in ("space", "package", "package.space", "other", "script", "linked"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     modules = set(sys.modules)
     yield
     for name in set(sys.modules) - modules:

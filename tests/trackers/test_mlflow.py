@@ -174,7 +174,7 @@ def test_a_search_is_a_parent_with_a_nested_run_for_every_trial(folder: RunFolde
         4: "complete",
         5: "stopped",
     }
-    assert nested[5].data.tags["stopped"] == "at step 0, accuracy 0.3"
+    assert nested[5].data.tags["stopped"] == "at step 0, accuracy 0.3000"
     assert [number for number in nested if nested[number].data.tags["on_front"] == "true"] == [4, 1, 0]
     assert {run.data.tags.get("limit_met") for run in nested.values()} == {"true", None}
     assert nested[1].data.metrics["size_bytes"] == 24_000
@@ -258,7 +258,7 @@ def test_a_stopped_trial_keeps_its_rungs_and_what_was_known_at_them(folder: RunF
     _, nested = runs_of(client)
     halted = nested[5]
     assert (halted.info.status, halted.data.tags["status"]) == ("FINISHED", "stopped")
-    assert halted.data.tags["stopped"] == "at step 50, accuracy 0.41"
+    assert halted.data.tags["stopped"] == "at step 50, accuracy 0.4100"
     assert "error" not in halted.data.tags
     assert halted.data.metrics == {
         "rung_accuracy": 0.41,

@@ -13,7 +13,6 @@ than from the floats.
 import io
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import onnx
 import openvino
 from cases import EXPERIMENTS
+from interleaved import Session, least_ms
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from printing import print_machine
 
@@ -40,10 +40,7 @@ from autocompress.trial import run_trial
 
 CASES = ("mnist_vgg", "mnist_vit")
 EXAMPLES = 500
-ROUNDS, SESSIONS = 40, 3
-_SECONDS = 0.002
 
-Session = Callable[[Any], Any]
 TARGET = Target.parse("onnxruntime-cpu", "openvino-cpu")
 
 
@@ -68,23 +65,6 @@ def in_8_bits(task: Task, data: Data, baseline: Baseline) -> dict[str, bytes]:
         result = run_trial(policy, task, TARGET, lambda _: True, baseline=baseline, data=data, number=0, seed=0, folder=there)
         assert result.model is not None, result.error
         return {place.runtime: (there / file_name(TARGET, place)).read_bytes() for place in TARGET.each}
-
-
-def least_ms(sessions: dict[str, Callable[[], Session]], inputs: Any) -> dict[str, float]:
-    """The least milliseconds of each for one example, over interleaved rounds in several sessions."""
-    one = inputs[:1]
-    least = dict.fromkeys(sessions, float("inf"))
-    for _ in range(SESSIONS):
-        running = {name: make() for name, make in sessions.items()}
-        for _ in range(ROUNDS):
-            for name, run in running.items():
-                runs, began = 0, time.perf_counter()
-                while runs < 2 or time.perf_counter() - began < _SECONDS:
-                    start = time.perf_counter()
-                    run(one)
-                    least[name] = min(least[name], 1e3 * (time.perf_counter() - start))
-                    runs += 1
-    return least
 
 
 def main() -> None:
@@ -116,7 +96,7 @@ def main() -> None:
             ),
         }
         inputs: Any = data["validation"][0][:EXAMPLES]
-        least = least_ms({what: make for what, (_, _, make) in sessions.items()}, inputs)
+        least = least_ms({what: make for what, (_, _, make) in sessions.items()}, inputs[:1])
         answers = {what: make()(inputs).argmax(-1) for what, (_, _, make) in sessions.items()}
         for what, (beside, file, _) in sessions.items():
             if not beside:

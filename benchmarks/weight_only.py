@@ -14,14 +14,15 @@ floats (below 1: quicker).
 """
 
 import os
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import onnx
+from interleaved import least_ms
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from printing import print_machine
@@ -33,8 +34,6 @@ from autocompress.target import Target
 SIZES = (64, 128, 256, 512, 1024)
 BATCHES = (1, 16)
 LAYERS = 4
-ROUNDS, SESSIONS = 40, 3
-_SECONDS = 0.002
 _SCALE = np.float32(0.02)
 
 
@@ -125,22 +124,15 @@ KERNELS: dict[str, Callable[[Graph, str], str]] = {
 }
 
 
-def least_ms(size: int, batch: int) -> dict[str, float]:
-    """The least milliseconds of each kernel, over interleaved rounds in several sessions."""
+def least_of(size: int, batch: int) -> dict[str, float]:
+    """The least milliseconds of each kernel."""
     target = Target(batch_size=batch)
     inputs = np.random.default_rng(0).standard_normal((batch, size), dtype=np.float32)
-    least = dict.fromkeys(KERNELS, float("inf"))
-    for _ in range(SESSIONS):
-        sessions = {name: OnnxSession(Graph(size).file(kernel), target) for name, kernel in KERNELS.items()}
-        for _ in range(ROUNDS):
-            for name, session in sessions.items():
-                runs, began = 0, time.perf_counter()
-                while runs < 2 or time.perf_counter() - began < _SECONDS:
-                    start = time.perf_counter()
-                    session(inputs)
-                    least[name] = min(least[name], 1e3 * (time.perf_counter() - start))
-                    runs += 1
-    return least
+    return least_ms({name: partial(_opened, size, kernel, target) for name, kernel in KERNELS.items()}, inputs)
+
+
+def _opened(size: int, kernel: Callable[[Graph, str], str], target: Target) -> OnnxSession:
+    return OnnxSession(Graph(size).file(kernel), target)
 
 
 def main() -> None:
@@ -149,7 +141,7 @@ def main() -> None:
     print("| --- " * (len(KERNELS) + 2) + "|")
     for batch in BATCHES:
         for size in SIZES:
-            least = least_ms(size, batch)
+            least = least_of(size, batch)
             whole = least.pop("float")
             ratios = " | ".join(f"{ms / whole:.2f}" for ms in least.values())
             print(f"| {batch} | {size} | {whole:.4f} | {ratios} |", flush=True)

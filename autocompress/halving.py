@@ -104,7 +104,7 @@ class Ladder:
         then = _at(step, trial)
         if then is None or self._score is None or not self._score.better(self._baseline[SCORE], then.score):
             return None
-        return max(0.0, (trial[-1].score - then.score) / (self._baseline[SCORE] - then.score))
+        return (trial[-1].score - then.score) / (self._baseline[SCORE] - then.score)
 
     def _among_best(self, now: "_Standing", others: Sequence["_Standing"]) -> bool:
         losses = np.array([now.losses, *(other.losses for other in others)])

@@ -4,7 +4,7 @@
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from autocompress.drivers import Listener
@@ -12,6 +12,7 @@ from autocompress.experiment import Experiment
 from autocompress.folder import RunFolder, write_whole
 from autocompress.front import FrontSoFar, ParetoFront
 from autocompress.opened import read_front
+from autocompress.pace import Earlier
 from autocompress.result import Rung, TrialResult
 from autocompress.search import Asked
 
@@ -30,19 +31,8 @@ class View(Listener, Protocol):
     def measuring(self, what: str, done: int, total: int) -> None:
         """So many of something have been measured before the first trial."""
 
-    def begin(
-        self,
-        experiment: Experiment,
-        baseline: dict[str, float],
-        recorded: Sequence[TrialResult],
-        *,
-        spent: float = 0.0,
-        searched: float = 0.0,
-    ) -> None:
-        """The first trial is about to start; `recorded` are those of earlier sessions, `spent` the worker-seconds before.
-
-        Of the minutes of the budget earlier sessions have used `searched` seconds.
-        """
+    def begin(self, experiment: Experiment, baseline: dict[str, float], earlier: Earlier) -> None:
+        """The first trial of this session is about to start."""
 
 
 class Silent:
@@ -57,15 +47,7 @@ class Silent:
     def measuring(self, what: str, done: int, total: int) -> None:
         """Nothing."""
 
-    def begin(
-        self,
-        experiment: Experiment,
-        baseline: dict[str, float],
-        recorded: Sequence[TrialResult],
-        *,
-        spent: float = 0.0,
-        searched: float = 0.0,
-    ) -> None:
+    def begin(self, experiment: Experiment, baseline: dict[str, float], earlier: Earlier) -> None:
         """Nothing."""
 
     def started(self, asked: Asked) -> None:
@@ -96,17 +78,9 @@ class Views:
         for view in self._views:
             view.measuring(what, done, total)
 
-    def begin(
-        self,
-        experiment: Experiment,
-        baseline: dict[str, float],
-        recorded: Sequence[TrialResult],
-        *,
-        spent: float = 0.0,
-        searched: float = 0.0,
-    ) -> None:
+    def begin(self, experiment: Experiment, baseline: dict[str, float], earlier: Earlier) -> None:
         for view in self._views:
-            view.begin(experiment, baseline, recorded, spent=spent, searched=searched)
+            view.begin(experiment, baseline, earlier)
 
     def started(self, asked: Asked) -> None:
         for view in self._views:

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from autocompress.experiment import Budget, Experiment
 from autocompress.refitting import Refit, compute_without_training, seconds_a_step, trained_steps, wanted_steps
@@ -17,6 +18,18 @@ _FORETOLD_COUNTS = 4
 # What a refit will take is the mean over so many of the latest complete trials, by what so many of them took.
 _PARENTS = 30
 _KNOWN = 200
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What earlier sessions of a search have left: their `results`, and what they have used of the budget.
+
+    `spent` are the worker-seconds before the first trial of all, on sensitivities and costs, `searched` seconds of its minutes.
+    """
+
+    results: tuple[TrialResult, ...] = ()
+    spent: float = 0.0
+    searched: float = 0.0
 
 
 class Pace:

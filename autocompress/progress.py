@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -18,7 +18,7 @@ from autocompress.experiment import Experiment
 from autocompress.front import FrontSoFar, ParetoFront, Pick
 from autocompress.listeners import Silent, View
 from autocompress.objective import SCORE, Scoring
-from autocompress.pace import Pace
+from autocompress.pace import Earlier, Pace
 from autocompress.result import Rung, Status, TrialResult
 from autocompress.search import Asked
 from autocompress.summary import trial_summary
@@ -49,23 +49,12 @@ def open_view(console: Console, *, quiet: bool, heard: Heard | None = None) -> I
 
 
 class Tally:
-    """How far a search is: what has finished in this session and `before` (so many of `results`), its front, and its pace.
+    """How far a search is: what has finished in this session and in `earlier` ones, its front, and its pace."""
 
-    `spent` is how many worker-seconds were used up before the first trial of all, on sensitivities and costs, `searched` how
-    many seconds of the budget's minutes earlier sessions have used.
-    """
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        baseline: dict[str, float],
-        results: Sequence[TrialResult],
-        *,
-        spent: float = 0.0,
-        searched: float = 0.0,
-    ) -> None:
+    def __init__(self, experiment: Experiment, baseline: dict[str, float], earlier: Earlier) -> None:
+        results = earlier.results
         self.experiment, self.baseline = experiment, baseline
-        self.pace = Pace(experiment, time.monotonic() - searched, tuple(results), spent)
+        self.pace = Pace(experiment, time.monotonic() - earlier.searched, results, earlier.spent)
         self.scoring = experiment.task.scoring
         objectives, limits = experiment.parsed_objectives, experiment.parsed_limits
         self._front = FrontSoFar(objectives, limits, baseline, results, scoring=self.scoring)
@@ -135,16 +124,8 @@ class MachineView(QuietView):
         self._heard = heard
         self._tally: Tally | None = None
 
-    def begin(
-        self,
-        experiment: Experiment,
-        baseline: dict[str, float],
-        recorded: Sequence[TrialResult],
-        *,
-        spent: float = 0.0,
-        searched: float = 0.0,
-    ) -> None:
-        self._tally = Tally(experiment, baseline, recorded, spent=spent, searched=searched)
+    def begin(self, experiment: Experiment, baseline: dict[str, float], earlier: Earlier) -> None:
+        self._tally = Tally(experiment, baseline, earlier)
 
     def started(self, asked: Asked) -> None:
         assert self._tally is not None
@@ -182,18 +163,10 @@ class PlainView:
     def warn(self, text: str) -> None:
         self.say(text)
 
-    def begin(
-        self,
-        experiment: Experiment,
-        baseline: dict[str, float],
-        recorded: Sequence[TrialResult],
-        *,
-        spent: float = 0.0,
-        searched: float = 0.0,
-    ) -> None:
-        self._tally = Tally(experiment, baseline, recorded, spent=spent, searched=searched)
+    def begin(self, experiment: Experiment, baseline: dict[str, float], earlier: Earlier) -> None:
+        self._tally = Tally(experiment, baseline, earlier)
         self.say(baseline_in_words(baseline, self._tally.scoring))
-        if recorded:
+        if recorded := earlier.results:
             self.say(f"{len(recorded)} trials are on record; going on from there")
 
     def started(self, asked: Asked) -> None:
@@ -243,19 +216,11 @@ class LiveView:
         """Shows a bar until there is other news."""
         self._measuring = what, done, total
 
-    def begin(
-        self,
-        experiment: Experiment,
-        baseline: dict[str, float],
-        recorded: Sequence[TrialResult],
-        *,
-        spent: float = 0.0,
-        searched: float = 0.0,
-    ) -> None:
+    def begin(self, experiment: Experiment, baseline: dict[str, float], earlier: Earlier) -> None:
         self._news, self._measuring, self._best, self._stopped = "", None, "", ""
-        self._tally = Tally(experiment, baseline, recorded, spent=spent, searched=searched)
+        self._tally = Tally(experiment, baseline, earlier)
         _line(self._console, baseline_in_words(baseline, self._tally.scoring))
-        if recorded:
+        if recorded := earlier.results:
             _line(self._console, f"{len(recorded)} trials are on record; going on from there")
             self._best = self._best_so_far(self._tally)
 

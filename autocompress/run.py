@@ -29,6 +29,7 @@ from autocompress.listeners import FrontFile, Listeners, Silent, View, Views
 from autocompress.measure import size_bytes, test_score
 from autocompress.mending import mend, with_study_mended
 from autocompress.opened import ArtifactsNote, Options, Run, RunNote, StudyNote, open_run
+from autocompress.pace import Earlier
 from autocompress.report import write_report
 from autocompress.result import Status, TrialResult
 from autocompress.search import Search
@@ -290,7 +291,7 @@ def _conduct(
             search = _search(run, job, driver, recorded, view, storage, searched)
             tracker.start()
             spent = search.used_seconds - sum(result.compute for result in recorded)
-            view.begin(experiment, baseline.metrics, recorded, spent=spent, searched=searched)
+            view.begin(experiment, baseline.metrics, Earlier(tuple(recorded), spent, searched))
             try:
                 driver.run(search, job, Listeners(JsonlRecord(folder), live, tracker, view))
             except Exception:

@@ -2,13 +2,12 @@
 
 import logging
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from autocompress.errors import InputError
 from autocompress.experiment import Experiment
 from autocompress.folder import RunFolder, write_whole
-from autocompress.pace import Pace
+from autocompress.pace import Earlier, Pace
 from autocompress.result import Rung, TrialResult
 from autocompress.search import Asked
 from autocompress.session import Running, Session
@@ -49,20 +48,12 @@ class SessionFile:
     def measuring(self, what: str, done: int, total: int) -> None:
         self._write(doing=f"measuring {what} {done}/{total}", now=done == total)
 
-    def begin(
-        self,
-        experiment: Experiment,
-        baseline: dict[str, float],
-        recorded: Sequence[TrialResult],
-        *,
-        spent: float = 0.0,
-        searched: float = 0.0,
-    ) -> None:
+    def begin(self, experiment: Experiment, baseline: dict[str, float], earlier: Earlier) -> None:
         budget = experiment.budget
-        self._searched, self._since = searched, time.monotonic()
-        self._pace = Pace(experiment, self._since - searched, tuple(recorded), spent)
+        self._searched, self._since = earlier.searched, time.monotonic()
+        self._pace = Pace(experiment, self._since - earlier.searched, earlier.results, earlier.spent)
         bounds: dict[str, Any] = {"trials": budget.trials, "minutes": budget.minutes, "worker_seconds": budget.worker_seconds}
-        refits = sum(result.refit_of is not None for result in recorded)
+        refits = sum(result.refit_of is not None for result in earlier.results)
         known: dict[str, Any] = {"baseline": baseline, "scoring": experiment.task.scoring}
         self._write(doing="searching", searching=time.time(), refits=refits, **known, **bounds)
 

@@ -56,6 +56,7 @@ from autocompress.folder import RunFolder
 from autocompress.guidance import make_prior
 from autocompress.halving import Ladder
 from autocompress.listeners import FrontFile, Listeners, Silent
+from autocompress.pace import Earlier
 from autocompress.prior import Prior
 from autocompress.progress import LiveView
 from autocompress.result import Rung, Status, TrialResult
@@ -316,7 +317,7 @@ def costs_of(case: Case, run: RunFolder) -> tuple[Stopwatch, dict[str, float]]:
         opened = time.perf_counter() - start
         tracker = case.tracker(folder, uri)
         view = LiveView(Console(file=StringIO(), width=100))
-        view.begin(case.experiment, case.baseline, results)
+        view.begin(case.experiment, case.baseline, Earlier(tuple(results)))
         listeners = Listeners(JsonlRecord(folder), FrontFile(folder, case.experiment, case.baseline), view)
         start = time.perf_counter()
         watch = Stopwatch()

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from autocompress.experiment import Budget, Experiment
 from autocompress.objective import USUAL
+from autocompress.pace import Earlier
 from autocompress.policy import Policy
 from autocompress.progress import LiveView, PlainView, Tally, result_in_words
 from autocompress.refitting import Refit
@@ -29,7 +30,7 @@ def asked(number: int, refit_of: int | None = None) -> Asked:
 
 def tally_of(results: list[TrialResult], *, before: int = 0, spent: float = 0.0, **budget: Any) -> Tally:
     """A tally that has heard of all but the first `before` results."""
-    tally = Tally(experiment_of(**budget), BASELINE, results[:before], spent=spent)
+    tally = Tally(experiment_of(**budget), BASELINE, Earlier(tuple(results[:before]), spent))
     for result in results[before:]:
         tally.started(asked(result.number, result.refit_of))
         tally.finished(result)
@@ -69,7 +70,7 @@ def test_a_tally_that_has_heard_of_each_trial_is_one_that_knew_them_all() -> Non
 def test_a_log_has_a_line_for_every_trial_that_says_how_far_the_search_is() -> None:
     view = plain()
     experiment = replace(experiment_of(trials=3), refit=Refit())
-    view.begin(experiment, BASELINE, [])
+    view.begin(experiment, BASELINE, Earlier())
     results = [made_result(0, 60_000, 0.3, 0.98), made_halted(1), made_failure(2, "nan"), made_refits()[0]]
     for result in results:
         view.started(asked(result.number, result.refit_of))
@@ -119,7 +120,7 @@ def test_the_live_view_shows_what_is_measured_and_what_runs() -> None:
     view.say("measuring how sensitive each layer is")
     view.measuring("sensitivities", 120, 300)
     assert "measuring sensitivities 120/300" in drawn(view)
-    view.begin(replace(experiment_of(trials=3), refit=Refit()), BASELINE, [], spent=12)
+    view.begin(replace(experiment_of(trials=3), refit=Refit()), BASELINE, Earlier(spent=12))
     assert "sensitivities" not in drawn(view)
     view.started(asked(0))
     view.started(asked(1, refit_of=0))
@@ -132,13 +133,13 @@ def test_the_live_view_shows_what_is_measured_and_what_runs() -> None:
     view.finished(made_halted(0))
     assert "1/3 done  1 running  1 stopped  0 failed" in drawn(view)
     assert "trial 0: stopped at step 50: 10.0x smaller" in drawn(view)
-    view.begin(experiment_of(trials=3), BASELINE, [])
+    view.begin(experiment_of(trials=3), BASELINE, Earlier())
     assert "stopped at" not in drawn(view), "another search"
 
 
 def test_the_live_view_has_a_small_front_that_grows() -> None:
     view = LiveView(Console(file=io.StringIO(), width=120))
-    view.begin(replace(experiment_of(trials=9), limits=LIMITS), BASELINE, [])
+    view.begin(replace(experiment_of(trials=9), limits=LIMITS), BASELINE, Earlier())
     first, second, third = (result for result in made_results() if result.number in (0, 1, 4))
     for result in (first, second):
         view.started(asked(result.number))

@@ -39,9 +39,12 @@ class Group(Noun):
 
     `name` is the first layer that writes them, `writers` all layers whose output channels are cut, `readers` all layers
     whose input channels are cut with them, and how many of their inputs come from one channel: several behind a flattening,
-    none where a convolution in groups has fewer groups then. They go in blocks of `unit` neighbours: the channels of an
-    attention head, of a group of a convolution or norm. `counts` are attributes of the network
-    (``blocks.0.attention.heads``) that hold the number of blocks or of channels, and change with it.
+    none where a convolution in groups has fewer groups then. Beside them `extra_params` numbers go with each channel: of layer
+    norms, of group norms, and of parameters of the network's own such as a class token.
+
+    They go in blocks of `unit` neighbours: the channels of an attention head, of a group of a convolution or norm. `counts`
+    are attributes of the network (``blocks.0.attention.heads``) that hold the number of blocks or of channels, and change
+    with it.
 
     All of them can go where what is made of them is only added to something else: `branch` are the layers that then have
     nothing left to do, a residual branch of the network. It is empty where the network needs some of the channels.
@@ -51,6 +54,7 @@ class Group(Noun):
     channels: int
     writers: tuple[str, ...]
     readers: dict[str, int]
+    extra_params: int = 0
     unit: int = 1
     counts: tuple[str, ...] = ()
     branch: tuple[str, ...] = ()
@@ -58,6 +62,10 @@ class Group(Noun):
     def multiple(self, channel_multiple: int) -> int:
         """What the number of channels that stay is to be a multiple of, on a target that is quick with `channel_multiple`."""
         return channel_multiple if self.unit == 1 else self.unit
+
+    def extra_bytes(self, kept: int) -> int:
+        """The bytes, in single precision, of the `extra_params` of so many channels."""
+        return 4 * self.extra_params * kept
 
 
 class Layers(Noun):

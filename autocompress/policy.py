@@ -159,12 +159,7 @@ class Policy(Noun):
 
     def widths(self, layers: Layers, menu: Menu) -> dict[str, tuple[int, int]]:
         """The input and output channels that are kept of every layer that is not left out, as its weight counts them."""
-        kept = {
-            group.name: kept_channels(
-                group.channels, self.channel_sparsity.get(group.name, 0.0), group.multiple(menu.channel_multiple)
-            )
-            for group in layers.groups
-        }
+        kept = self._kept(layers, menu)
         found: dict[str, tuple[int, int]] = {}
         gone = self.left_out(layers.groups)
         for layer in (layer for layer in layers if layer.name not in gone):
@@ -175,6 +170,20 @@ class Policy(Noun):
                 inputs -= group.readers.get(layer.name, 0) * (group.channels - kept[group.name])
             found[layer.name] = inputs, outputs
         return found
+
+    def extra_bytes(self, layers: Layers, menu: Menu) -> int:
+        """The bytes of the numbers that go with the channels of groups, and are of no layer: `Group.extra_params`."""
+        kept = self._kept(layers, menu)
+        return sum(group.extra_bytes(kept[group.name]) for group in layers.groups)
+
+    def _kept(self, layers: Layers, menu: Menu) -> dict[str, int]:
+        """The channels that are kept of each group."""
+        return {
+            group.name: kept_channels(
+                group.channels, self.channel_sparsity.get(group.name, 0.0), group.multiple(menu.channel_multiple)
+            )
+            for group in layers.groups
+        }
 
     def left_out(self, groups: Iterable[Group]) -> frozenset[str]:
         """The layers of all branches that are left out."""

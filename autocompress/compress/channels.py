@@ -1,7 +1,7 @@
 """Structured pruning: which channels can be cut together, and cutting them for good (DepGraph: Fang et al., 2023)."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.overrides import TorchFunctionMode
 
 from autocompress import nested
 from autocompress.errors import SurgeryError
@@ -23,8 +25,8 @@ from autocompress.student import channel_axis, per_channel
 TOLERANCE = 1e-3
 
 # Layers whose channels can be cut.
-_CUT = (nn.modules.conv._ConvNd, nn.Linear)
-_NORMED = "a LayerNorm goes over its channels: without some of them it changes the others"
+_READS = (nn.modules.conv._ConvNd, nn.Linear)
+_CUT = (*_READS, nn.Embedding)
 _ARE_OUTPUTS = "its channels are the outputs of the network"
 
 
@@ -53,10 +55,9 @@ def find_groups(model: nn.Module, example: Nested) -> tuple[list[Group], dict[st
         writers = _members(group, names, graph.is_out_channel_pruning_fn)
         readers = _readers(group, names, graph.is_in_channel_pruning_fn)
         grouped.update(writers)
-        if any(isinstance(dependency.target.module, nn.LayerNorm) for dependency, _ in group):
-            refused |= dict.fromkeys(writers, _NORMED)
-            continue
-        found.append(Group(name=writers[0], channels=len(group[0].idxs), writers=writers, readers=readers))
+        channels = len(group[0].idxs)
+        extra = _extra_params(group) // channels
+        found.append(Group(name=writers[0], channels=channels, writers=writers, readers=readers, extra_params=extra))
     order = {name: place for place, name in enumerate(names.values())}
     usable: list[Group] = []
     for candidate in sorted(found, key=lambda group: order[group.name]):
@@ -137,14 +138,23 @@ def _cut(
     """
     before = {root: _width(model, root) for root in doomed}
     norms = {norm: norm.num_channels for norm in model.modules() if isinstance(norm, nn.GroupNorm)}
+    tied = _tied(model)
     reference = deepcopy(model).eval()
     masked, graph = _graph(reference, example), _graph(model, example)
+    silenced: dict[nn.LayerNorm, set[int]] = {}
     for root, channels in doomed.items():
-        _silence(_group_at(masked, reference.get_submodule(root), channels), masked)
+        group = _group_at(masked, reference.get_submodule(root), channels)
+        _silence(group, masked)
+        for dependency, those in group:
+            if isinstance(norm := dependency.target.module, nn.LayerNorm):
+                silenced.setdefault(norm, set()).update(those)
+    for norm, those in silenced.items():
+        _norm_others(norm, those)
     for root, channels in doomed.items():
         _group_at(graph, model.get_submodule(root), channels).prune()
-    for norm, channels_before in norms.items():
-        norm.num_groups = norm.num_groups * norm.num_channels // channels_before
+    _tie(tied)
+    for group_norm, channels_before in norms.items():
+        group_norm.num_groups = group_norm.num_groups * group_norm.num_channels // channels_before
     for root, attributes in counts.items():
         for attribute in attributes:
             owner, _, name = attribute.rpartition(".")
@@ -205,16 +215,34 @@ class _BlockwiseConvPruner(tp.pruner.function.DepthwiseConvPruner):  # type: ign
 
 
 class _Graph(tp.DependencyGraph):  # type: ignore[misc]  # the library has no types
-    """The library's graph, with a way to cut grouped convolutions."""
+    """The library's graph, with a way to cut grouped convolutions, and layer norms in order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._blockwise = _BlockwiseConvPruner()
+        self._blockwise, self._layer_norm = _BlockwiseConvPruner(), _LayerNormPruner()
         for known in (self._in_channel_pruning_fn, self._out_channel_pruning_fn):
-            known.add(self._blockwise.prune_out_channels)
+            known |= {self._blockwise.prune_out_channels, self._layer_norm.prune_out_channels}
 
     def get_pruner_of_module(self, module: nn.Module) -> Any:
+        if isinstance(module, nn.LayerNorm):
+            return self._layer_norm
         return self._blockwise if _is_blockwise(module) else super().get_pruner_of_module(module)
+
+
+class _LayerNormPruner(tp.pruner.function.LayernormPruner):  # type: ignore[misc]  # the library has no types
+    """Keeps the channels in their order: the library's own takes that of a set, in which 9 comes before 3."""
+
+    def prune_out_channels(self, layer: nn.LayerNorm, idxs: Sequence[int]) -> nn.LayerNorm:
+        *outer, width = layer.normalized_shape
+        gone = set(idxs)
+        kept = torch.tensor([channel for channel in range(width) if channel not in gone])
+        for name in ("weight", "bias"):
+            if (parameter := getattr(layer, name)) is not None:
+                setattr(layer, name, self._prune_parameter_and_grad(parameter, kept, -1))
+        layer.normalized_shape = (*outer, len(kept))
+        return layer
+
+    prune_in_channels = prune_out_channels
 
 
 def _is_blockwise(module: nn.Module) -> bool:
@@ -244,14 +272,26 @@ def _members(group: Any, names: dict[nn.Module, str], side: Callable[[Any], bool
 
 
 def _readers(group: Any, names: dict[nn.Module, str], side: Callable[[Any], bool]) -> dict[str, int]:
-    """Those who read the channels of the group, and how many inputs each channel is to them."""
+    """Those who read the channels of the group, and how many inputs each channel is to them. An embedding reads words."""
     places: Counter[str] = Counter()
     for dependency, indices in group:
         if side(dependency.handler):
             places[names.get(dependency.target.module, "")] += len(indices)
-    members = _members(group, names, side)
+    members = [name for module, name in names.items() if isinstance(module, _READS) and name in places]
     in_groups = {name for module, name in names.items() if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1}
     return {name: 0 if name in in_groups else places[name] // len(group[0].idxs) for name in members}
+
+
+def _extra_params(group: Any) -> int:
+    """The numbers that go with the group's channels outside of its layers, and of batch norms, which are folded into those."""
+    count = 0
+    for dependency, indices in group:
+        member = dependency.target.module
+        if isinstance(member, nn.LayerNorm | nn.GroupNorm):
+            count += sum(len(indices) for _ in member.parameters())
+        elif isinstance(member, Parameter):
+            count += member.numel() // member.shape[-1] * len(indices)
+    return count
 
 
 def _measure(importance: Importance) -> Any:
@@ -278,6 +318,60 @@ def _silence(group: Any, graph: Any) -> None:
                 weight.movedim(channel_axis(module), 0)[channels] = 0
             if bias is not None:
                 bias[channels] = 0
+
+
+class _NormOfThoseLeft(TorchFunctionMode):
+    """Within it a layer norm goes over some of its channels alone, and gives zeros for the others."""
+
+    def __init__(self, left: Tensor) -> None:
+        super().__init__()
+        self._left = left
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not nn.functional.layer_norm:
+            return func(*args, **(kwargs or {}))
+        given = dict(zip(("input", "normalized_shape", "weight", "bias", "eps"), args, strict=False)) | (kwargs or {})
+        inputs = given.pop("input")
+        scales = {name: None if given.get(name) is None else given[name][self._left] for name in ("weight", "bias")}
+        outputs = torch.zeros_like(inputs)
+        outputs[..., self._left] = func(inputs[..., self._left], **(given | scales | {"normalized_shape": [len(self._left)]}))
+        return outputs
+
+
+def _norm_others(norm: nn.LayerNorm, doomed: Collection[int]) -> None:
+    """Has `norm` go over its channels as if the `doomed` ones were not there: those give zeros."""
+    if len(norm.normalized_shape) > 1:
+        raise SurgeryError("a LayerNorm goes over its channels and over their places at once")
+    left = torch.tensor([channel for channel in range(norm.normalized_shape[0]) if channel not in doomed])
+    whole = norm.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        with _NormOfThoseLeft(left):
+            outputs: Tensor = whole(*args, **kwargs)
+        return outputs
+
+    norm.forward = forward  # type: ignore[method-assign]
+
+
+def _tied(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
+    """The modules that share a parameter, of each such one, and what they call it."""
+    uses = defaultdict[Parameter, list[tuple[nn.Module, str]]](list)
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                uses[parameter].append((module, name))
+    return [places for places in uses.values() if len(places) > 1]
+
+
+def _tie(tied: Sequence[Sequence[tuple[nn.Module, str]]]) -> None:
+    """Has them share it again, where all of them lost the same."""
+    for (first, own), *others in tied:
+        kept = getattr(first, own)
+        for module, name in others:
+            if getattr(module, name).shape == kept.shape:
+                setattr(module, name, kept)
 
 
 def _compare(pruned: nn.Module, reference: nn.Module, example: Nested) -> None:
@@ -355,6 +449,8 @@ def _library_says(error: Exception) -> str:
 
 def _width(model: nn.Module, name: str) -> int:
     module = model.get_submodule(name)
+    if isinstance(module, nn.Embedding):
+        return module.embedding_dim
     width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
     assert isinstance(width, int)
     return width

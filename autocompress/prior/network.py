@@ -30,6 +30,7 @@ _LEAST_SAVING = 0.02
 class Cut:
     """A group: how many channels may be kept, all of them first, and the divergence of each count.
 
+    `extra` are the bytes of each count outside of the network's parts: of norms and of parameters of its own.
     `layers` are the places of the layers that a count makes narrower or, none kept, leaves out, `stage` is the third of
     the network it is in.
     """
@@ -38,6 +39,7 @@ class Cut:
     channels: int
     kept: Counts
     divergence: Floats
+    extra: Floats
     layers: tuple[int, ...]
     stage: int
 
@@ -166,6 +168,7 @@ def _cut(group: Group, measured: dict[float, float | None], menu: Menu, place_of
         channels=group.channels,
         kept=np.array([group.channels, *counts]),
         divergence=np.array([0.0, *(value for _, value in usable)]),
+        extra=np.array([float(group.extra_bytes(kept)) for kept in (group.channels, *counts)]),
         layers=tuple(sorted(touched)),
         stage=min(touched) * STAGES // len(place_of),
     )

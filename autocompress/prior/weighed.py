@@ -80,6 +80,7 @@ class Weighed:
     def worth(self, state: State) -> Worth:
         size, ms = self._rest
         divergence = sum(float(of[place]) for of, place in zip(self._of_cuts, state.kept, strict=True))
+        size += sum(float(cut.extra[place]) for cut, place in zip(self.cuts, state.kept, strict=True))
         for place, row in enumerate(state.rows):
             sizes, times, lost = self._costs(place, state.kept)
             divergence += float(lost[row, 0])
@@ -103,7 +104,7 @@ class Weighed:
 
     def of_counts(self, kept: Sequence[int], prices: Prices, cut: int) -> Floats:
         """What each count of a cut costs, with the best form of every layer that it touches."""
-        total: Floats = self._of_cuts[cut].copy()
+        total: Floats = self._of_cuts[cut] + prices.size * self.cuts[cut].extra
         for member in self.cuts[cut].layers:
             total += self._priced(member, kept, prices, cut).min(axis=0)
         return total
@@ -151,7 +152,7 @@ class Weighed:
 
     def _changes_of_cuts(self, state: State) -> Iterator[tuple[Floats, Floats, Floats]]:
         for place, cut in enumerate(self.cuts):
-            divergence, size, ms = self._of_cuts[place].copy(), np.zeros(len(cut.kept)), np.zeros(len(cut.kept))
+            divergence, size, ms = self._of_cuts[place].copy(), cut.extra.copy(), np.zeros(len(cut.kept))
             for member in cut.layers:
                 sizes, times, lost = self._costs(member, state.kept, place)
                 size += sizes[state.rows[member]]

@@ -107,7 +107,8 @@ def _sums(point: Point, costs: Sequence[LayerCosts], numbers: dict[str, int], la
     ms = [cost.ms(*widths[cost.name], how) for cost, how in zip(costs, hows, strict=True)]
     passed = [numbers[cost.name] * widths[cost.name][1] / cost.outputs[-1] for cost in costs]
     return _Sums(
-        bytes=sum(cost.bytes(*widths[cost.name], how) for cost, how in zip(costs, hows, strict=True)),
+        bytes=point.policy.extra_bytes(layers, menu)
+        + sum(cost.bytes(*widths[cost.name], how) for cost, how in zip(costs, hows, strict=True)),
         codes=sum(how.weight_bits is not None and how.activation_bits is None for how in hows),
         integers=sum(how.activation_bits is not None for how in hows),
         float_ms=sum(one for one, whole in zip(ms, integer, strict=True) if not whole),

@@ -11,6 +11,7 @@ from autocompress.errors import SurgeryError
 from autocompress.policy import Importance
 from autocompress.probe import cost, probe
 from autocompress.testing import ToyNet
+from tests.models.zoo import WIDTH, ZOO, made
 
 EXAMPLE = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -198,3 +199,36 @@ def test_a_block_of_a_group_norm_goes_as_a_whole() -> None:
     assert (group.unit, group.readers) == (4, {"4": 36})
     prune(model, {"0": 8}, "l2", inputs, groups=[group])
     assert (norm.num_groups, norm.num_channels, head.in_features) == (2, 8, 8 * 36)
+
+
+def test_the_residual_width_of_a_transformer_is_cut_and_its_norms_with_it() -> None:
+    """Three of 32 channels in the order they had: those of a layer norm were once shuffled where few are left."""
+    model, inputs = made("vit_separate"), ZOO["vit_separate"].inputs(4)
+    groups, _ = find_groups(model, inputs)
+    width = groups[0]
+    assert (width.name, width.channels) == ("patch_embed.proj", WIDTH)
+    assert "head" in width.readers
+    with torch.no_grad():
+        model.get_parameter("blocks.0.body.0.weight").copy_(torch.arange(WIDTH))
+    prune(model, {width.name: 3}, "l1", inputs, groups=groups)
+    norm = model.get_submodule("blocks.0.body.0")
+    assert isinstance(norm, nn.LayerNorm)
+    assert norm.normalized_shape == (3,)
+    assert norm.weight.tolist() == sorted(norm.weight.tolist())
+    assert len(model.get_parameter("patch_embed.proj.weight")) == 3
+
+
+def test_weights_that_were_shared_still_are() -> None:
+    model, inputs = made("tied_lm"), ZOO["tied_lm"].inputs(4)
+    groups, _ = find_groups(model, inputs)
+    assert groups[0].name == "embed.words"
+    prune(model, {"embed.words": 8}, "l1", inputs, groups=groups)
+    assert model.get_parameter("lm_head.weight") is model.get_parameter("embed.words.weight")
+    assert model.get_parameter("lm_head.weight").shape == (50, 8)
+
+
+def test_a_norm_over_pixels_too_is_refused_in_words() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.LayerNorm([8, 8, 8]), nn.Flatten(), nn.Linear(512, 4)).eval()
+    groups, refused = find_groups(model, EXAMPLE)
+    assert groups == []
+    assert "LayerNorm" in refused["0"]

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from autocompress import nested
 from autocompress.compress import compress
+from autocompress.graph import BatchNorm
 from autocompress.layer import Layers
 from autocompress.nested import Nested
 from autocompress.policy import LayerPolicy, Policy
 from autocompress.probe import probe
 from autocompress.runtimes import runtime_of
-from autocompress.student import StudentLayer, channel_axis, largest_code
+from autocompress.student import StudentLayer, channel_axis, kind_of, largest_code
 from autocompress.target import Target
 from autocompress.unpacked import unpacked
 from tests.models.zoo import ZOO, made
@@ -83,6 +84,13 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def outside_of_layers(model: nn.Module) -> int:
+    """Numbers that stand in the file beside weights and biases of layers; a batch norm is folded into one."""
+    counted = [module for module in model.modules() if kind_of(module) is not None or isinstance(module, BatchNorm)]
+    within = {value for module in counted for value in module.parameters()}
+    return parameters(model) - sum(value.numel() for value in within)
+
+
 def test_all_of_it_is_seen(name: str) -> None:
     model, _, layers = subject(name)
     seen = {layer.name for layer in layers}
@@ -121,6 +129,8 @@ def test_pruned(name: str, share: float) -> None:
         assert isinstance(weight, Tensor)
         shape = list(weight.shape[:2])
         assert [outputs_left, inputs_left] == (shape[::-1] if channel_axis(student.get_submodule(layer)) else shape), layer
+    whole, left = (policy.extra_bytes(layers, TARGET.menu) for policy in (Policy(), policy))
+    assert 4 * (outside_of_layers(model) - outside_of_layers(student)) == whole - left
 
 
 def test_quantised_at_each_width(name: str) -> None:

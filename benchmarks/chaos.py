@@ -3,15 +3,22 @@
     python benchmarks/chaos.py                            (needs psutil; the longer, the busier the machine)
     python benchmarks/chaos.py --trials 30 --folder runs/chaos
 
-A search of a toy task on Ray, logged to an MLflow server, at random and with a fixed seed. About every five seconds something
-drawn at random happens to it: a worker is killed, the search is killed or told to end and resumed (in one of two cases its last
-line on record is torn as if the disk had not got it whole), or the MLflow server is killed and comes back later. A search that
-was resumed is left alone until a trial has finished, or it would never get to one on a slow machine. At the end the
-record, the study and MLflow are counted. The same search is then made without faults: a trial is a function of its number, so
-those that finished in both have the same size and score, and the same front.
+A search of a toy task on Ray, logged to an MLflow server, at random and with a fixed seed. About every five seconds, from the
+first to the last, something drawn at random of what can happen just then happens to it:
+
+- a worker that trains is killed, or frozen for some seconds;
+- a process beside them is killed: the one that times files, or the one that stands for the run folder;
+- the part of Ray that starts processes is killed: the search then ends by itself, and is resumed;
+- the search is killed or told to end, and resumed; in one of two cases its last line on record is torn as if the disk had not
+  got it whole. While it starts, too, but not twice in a row, or it would never get to a trial;
+- the MLflow server is killed and comes back later, or is frozen for some seconds.
+
+At the end the record, the study and MLflow are counted. The same search is then made without faults: a trial is a function
+of its number, so those that finished in both have the same size and score, and the same front.
 """
 
 import argparse
+import math
 import os
 import random
 import signal
@@ -22,6 +29,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,7 +45,19 @@ from autocompress.result import Status, TrialResult
 from autocompress.study import STUDY_NAME, open_journal
 from autocompress.trackers.mlflow_run import MlflowRun
 
-FAULTS = {"worker killed": 5, "search killed": 2, "search told to end": 1, "MLflow killed": 2}
+# How often each is drawn, beside the others that can happen at the time.
+WEIGHTS = {
+    "worker killed": 5,
+    "worker frozen": 3,
+    "process beside them killed": 2,
+    "Ray killed": 1,
+    "search killed": 2,
+    "search told to end": 1,
+    "MLflow killed": 2,
+    "MLflow frozen": 2,
+}
+# How the processes of a search are called: those of its actors, and Ray's own that starts them.
+_TRAINER, _BESIDE, _RAYLET = "ray::Trainer", ("ray::LatencyLane", "ray::Shelf"), "raylet"
 EXPERIMENT = """\
 from autocompress import Budget, Experiment, Finetune, LayerPolicy, Policy
 from autocompress.testing import ToyTask
@@ -90,9 +110,13 @@ class Server:
 
     def kill(self) -> None:
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            self.signal(signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+    def signal(self, number: int) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, number)
 
 
 def main() -> None:
@@ -112,13 +136,11 @@ def main() -> None:
         server, run = Server(home), home / "run"
         server.start()
         try:
-            draw = random.Random(chosen.seed)
-            faults = _with_faults(file, run, server, chosen.concurrency, chosen.every, draw)
-            if not server.is_up:
-                server.start()
+            chaos = Chaos(run, server, chosen.concurrency, random.Random(chosen.seed))
+            seconds = chaos.search(_search(file, run, server.uri, chosen.concurrency), every=chosen.every)
             server.wait()
             _call(home / "sync.txt", "sync", run)
-            _account(run, server.uri, chosen.trials, faults)
+            _account(run, server.uri, chosen.trials, chaos.faults, seconds)
         finally:
             server.kill()
         calm = home / "calm"
@@ -126,44 +148,118 @@ def main() -> None:
         _compare(RunFolder(run).results(), RunFolder(calm).results())
 
 
-def _with_faults(file: Path, run: Path, server: Server, concurrency: int, every: float, draw: random.Random) -> Counter[str]:
-    """Searches until the search ends by itself. Says how often what happened."""
-    faults: Counter[str] = Counter()
-    log = run.parent / "said.txt"
-    search, back, before = _start(log, *_search(file, run, server.uri, concurrency)), 0.0, 0
-    while True:
-        until = time.monotonic() + draw.expovariate(1 / every)
-        while search.poll() is None and time.monotonic() < until:
-            time.sleep(0.1)
-        if not server.is_up and time.monotonic() > back:
-            server.start()
-        if search.poll() == 0:
-            return faults
-        if search.poll() is not None:
-            raise SystemExit(f"the search ended by itself with exit code {search.returncode}: see {log}")
-        fault = draw.choices(list(FAULTS), list(FAULTS.values()))[0]
-        if fault == "worker killed":
-            workers = [process for process in psutil.Process(search.pid).children(recursive=True) if _trains(process)]
-            if not workers:
-                continue
-            draw.choice(workers).kill()
-        elif fault == "MLflow killed":
-            if not server.is_up:
-                continue
-            server.kill()
-            back = time.monotonic() + draw.uniform(2, 20)
-        else:
-            if len(_record(run)) == before:
-                continue
-            search.send_signal(signal.SIGKILL if fault == "search killed" else signal.SIGTERM)
-            search.wait()
-            if fault == "search killed" and draw.random() < 0.5:
-                _tear(run / "trials.jsonl")
-                faults["record torn"] += 1
-            resumed = ["resume", str(run), "--concurrency", str(concurrency)]
-            search, before = _start(log, *resumed), len(_record(run))
-        faults[fault] += 1
-        print(f"  {len(_record(run)):4d} trials: {fault}", flush=True)
+class Chaos:
+    """A search to which things happen until it ends by itself; `faults` says how often what did."""
+
+    def __init__(self, run: Path, server: Server, concurrency: int, draw: random.Random) -> None:
+        self.faults: Counter[str] = Counter()
+        self._run, self._server, self._draw = run, server, draw
+        self._log = run.parent / "said.txt"
+        self._again = ["resume", str(run), "--concurrency", str(concurrency)]
+        self._later: list[tuple[float, Callable[[], None]]] = []
+
+    def search(self, arguments: Sequence[str], *, every: float) -> float:
+        """Searches to the end, with a fault about `every` so many seconds. Says how long that took."""
+        began = time.monotonic()
+        self._begin(arguments, spared=True)
+        while True:
+            until = time.monotonic() + self._draw.expovariate(1 / every)
+            while self._process.poll() is None and time.monotonic() < until:
+                time.sleep(0.1)
+                self._bring_back(time.monotonic())
+            code = self._process.poll()
+            if code == 0:
+                self._bring_back(math.inf)
+                return time.monotonic() - began
+            if code is None:
+                self._harm()
+            elif self._is_hit:
+                if self._torn:
+                    self._tear()
+                self._begin(self._again, spared=self._is_early)
+            else:
+                raise SystemExit(f"the search ended by itself with exit code {code}: see {self._log}")
+
+    def _begin(self, arguments: Sequence[str], *, spared: bool) -> None:
+        """`spared`: nothing ends it before it has got on."""
+        self._before, self._is_spared = len(_record(self._run)), spared
+        self._is_hit = self._is_early = self._torn = False
+        self._process = _start(self._log, *arguments)
+
+    def _harm(self) -> None:
+        possible = self._possible()
+        if possible:
+            (fault,) = self._draw.choices(list(possible), [WEIGHTS[name] for name in possible])
+            with suppress(psutil.NoSuchProcess):
+                possible[fault]()
+                self.faults[fault] += 1
+                print(f"  {len(_record(self._run)):4d} trials: {fault}{' at its start' * self._is_early}", flush=True)
+
+    def _possible(self) -> dict[str, Callable[[], None]]:
+        """What can happen now, by name."""
+        found: dict[str, Callable[[], None]] = {}
+        children = _children(self._process.pid)
+        trainers = [child for title, child in children if title.startswith(_TRAINER)]
+        beside = [child for title, child in children if title.startswith(_BESIDE)]
+        raylets = [child for title, child in children if title.endswith(_RAYLET)]
+        if trainers:
+            found["worker killed"] = lambda: self._draw.choice(trainers).kill()
+            found["worker frozen"] = lambda: self._freeze(self._draw.choice(trainers))
+        if beside:
+            found["process beside them killed"] = lambda: self._draw.choice(beside).kill()
+        gets_on = len(_record(self._run)) > self._before
+        if (gets_on or not self._is_spared) and not self._is_hit:
+            found["search killed"] = lambda: self._end(self._process.kill, early=not gets_on, torn=self._draw.random() < 0.5)
+            found["search told to end"] = lambda: self._end(self._process.terminate, early=not gets_on)
+            if raylets:
+                found["Ray killed"] = lambda: self._end(raylets[0].kill, early=not gets_on)
+        if self._server.is_up:
+            found["MLflow killed"] = self._kill_server
+            found["MLflow frozen"] = self._freeze_server
+        return found
+
+    def _end(self, how: Callable[[], None], *, early: bool, torn: bool = False) -> None:
+        how()
+        self._is_hit, self._is_early, self._torn = True, early, torn
+
+    def _tear(self) -> None:
+        """Leaves half of one more line, as if the disk had not got it whole."""
+        if lines := _record(self._run):
+            with (self._run / "trials.jsonl").open("ab") as file:
+                file.write(lines[-1][: len(lines[-1]) // 2])
+            self.faults["record torn"] += 1
+
+    def _freeze(self, process: psutil.Process) -> None:
+        process.suspend()
+        self._after(1, 8, process.resume)
+
+    def _kill_server(self) -> None:
+        self._server.kill()
+        self._after(2, 20, self._server.start)
+
+    def _freeze_server(self) -> None:
+        self._server.signal(signal.SIGSTOP)
+        self._after(1, 8, lambda: self._server.signal(signal.SIGCONT))
+
+    def _after(self, least: float, most: float, back: Callable[[], None]) -> None:
+        self._later.append((time.monotonic() + self._draw.uniform(least, most), back))
+
+    def _bring_back(self, now: float) -> None:
+        due = [back for when, back in self._later if when <= now]
+        self._later = [(when, back) for when, back in self._later if when > now]
+        for back in due:
+            with suppress(psutil.NoSuchProcess):
+                back()
+
+
+def _children(pid: int) -> list[tuple[str, psutil.Process]]:
+    """The processes of the search, and what they are called."""
+    found = []
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(pid).children(recursive=True):
+            with suppress(psutil.Error):
+                found += [(title, child) for title in child.cmdline()[:1]]
+    return found
 
 
 def _search(file: Path, run: Path, uri: str, concurrency: int) -> list[str]:
@@ -180,26 +276,12 @@ def _call(log: Path, *arguments: str | Path) -> None:
         raise SystemExit(f"autocompress {arguments[0]} ended with exit code {code}: see {log}")
 
 
-def _trains(process: psutil.Process) -> bool:
-    try:
-        return any(word.startswith("ray::Trainer") for word in process.cmdline()[:1])
-    except psutil.Error:
-        return False
-
-
 def _record(run: Path) -> list[bytes]:
     file = run / "trials.jsonl"
     return file.read_bytes().split(b"\n")[:-1] if file.exists() else []
 
 
-def _tear(record: Path) -> None:
-    """As if half of one more line were on the disk."""
-    if lines := _record(record.parent):
-        with record.open("ab") as file:
-            file.write(lines[-1][: len(lines[-1]) // 2])
-
-
-def _account(run: Path, uri: str, trials: int, faults: Counter[str]) -> None:
+def _account(run: Path, uri: str, trials: int, faults: Counter[str], seconds: float) -> None:
     folder = RunFolder(run)
     numbers = Counter(result.number for result in folder.results())
     stored = optuna.load_study(study_name=STUDY_NAME, storage=open_journal(folder.study)).get_trials(deepcopy=False)
@@ -208,7 +290,8 @@ def _account(run: Path, uri: str, trials: int, faults: Counter[str]) -> None:
     query = f"tags.`mlflow.parentRunId` = '{noted.parent_run_id}'"
     nested = client.search_runs([str(noted.experiment_id)], query, max_results=10_000)
     logged = Counter(int(found.data.tags["autocompress.trial"]) for found in nested)
-    print(f"{sum(faults.values())} faults: {', '.join(f'{count} x {what}' for what, count in faults.most_common())}")
+    listed = ", ".join(f"{times} x {what}" for what, times in faults.most_common())
+    print(f"{faults.total()} faults in {seconds:.0f} s, one in {seconds / max(faults.total(), 1):.1f} s: {listed}")
     print(f"by status: {dict(Counter(str(result.status) for result in folder.results()))}")
     print_goal("trials on record", len(numbers), at_least=trials)
     print_goal("twice on record", _twice(numbers), at_most=0)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import boto3
 import psycopg
 import pytest
 
@@ -45,6 +46,30 @@ def mlflow_serving(command: Sequence[str], home: Path, port: int) -> "Iterator[s
         kill(process)
 
 
+S3_KEYS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "Sec-ret-of-s3"}
+
+
+@contextmanager
+def s3_serving(home: Path, bucket: str) -> Iterator[str]:
+    """A server that speaks as S3 does, which holds objects in memory; the URL of an empty bucket of it, for pyarrow."""
+    port, log_file = free_port(), home / "s3.log"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with log_file.open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not _answers(port, "/moto-api/"):
+            assert process.poll() is None, log_file.read_text()[-2000:]
+            assert time.monotonic() < deadline, f"the server does not come up: {log_file.read_text()[-2000:]}"
+            time.sleep(0.2)
+        key, secret = S3_KEYS.values()
+        options = {"region_name": "us-east-1", "aws_access_key_id": key, "aws_secret_access_key": secret}
+        boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", **options).create_bucket(Bucket=bucket)
+        yield f"s3://{bucket}?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+    finally:
+        kill(process)
+
+
 @contextmanager
 def mlflow_at(uri: str) -> Iterator[None]:
     """`mlflow.…` without a client goes to `uri` meanwhile. (An environment variable would not do after this.)"""
@@ -65,9 +90,9 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def _answers(port: int) -> bool:
+def _answers(port: int, path: str = "/health") -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2):
             return True
     except (urllib.error.URLError, OSError):
         return False

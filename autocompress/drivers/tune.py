@@ -277,7 +277,9 @@ def _equipped(job: Job, experiment_file: Path, *, joined: bool) -> Iterator[str]
     """The name of the shelf from which trainers get all they need, for as long as the context lasts."""
     name = f"autocompress-shelf-{uuid4().hex}"
     on_this_node = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
-    shelves = ray.remote(Shelf).options(name=name, num_cpus=0, scheduling_strategy=on_this_node)
+    # Whoever it is that ends its process, all that it does can be done again.
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+    shelves = ray.remote(Shelf).options(name=name, scheduling_strategy=on_this_node, **options)
     with lanes(job.experiment.target, experiment_file, joined=joined) as actors:
         equipment = {
             "supplies": ray.put(Supplies.of(job, experiment_file)),

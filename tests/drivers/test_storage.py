@@ -14,6 +14,7 @@ from autocompress.result import Status
 from autocompress.trial_files import CHECKPOINT
 from tests.drivers.searching import Ear, experiment_file, search_of
 from tests.ray_nodes import simulated
+from tests.servers import S3_KEYS, s3_serving
 from tests.test_artifacts import TAKING
 
 pytestmark = pytest.mark.ray
@@ -21,9 +22,12 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Two nodes; a worker's current folder is its own copy of the experiment's."""
-    with simulated({"num_cpus": 1}, {"num_cpus": 1}) as cluster:
-        yield cluster
+    """Two nodes, which may use the S3 of the tests; a worker's current folder is its own copy of the experiment's."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in S3_KEYS.items():
+            patch.setenv(name, value)
+        with simulated({"num_cpus": 1}, {"num_cpus": 1}) as cluster:
+            yield cluster
 
 
 @pytest.mark.timeout(600)  # five workers start one after another
@@ -74,3 +78,27 @@ def test_a_folder_that_nodes_do_not_share_is_refused_before_the_first_trial(
         ": /proc/self/cwd/store/run-1 is not what the search writes to: all machines must reach the same storage"
     )
     assert (ear.heard, [path.name for path in Path("store/run-1").iterdir()]) == ([], ["autocompress-run"])
+
+
+@pytest.mark.timeout(600)
+def test_files_go_to_s3_and_come_back_from_there(
+    cluster: Cluster, toy_baseline: Baseline, toy_data: Data, tmp_path: Path
+) -> None:
+    """By pyarrow's client for S3 and a server that speaks its protocol, HTTP between them."""
+    (tmp_path / "home").mkdir()
+    settings = "budget=Budget(trials=1), refit=Refit(models=1, steps=8), start=[{'steps': 8, 'batch': 17, 'bits': 8}]"
+    search, job = search_of(experiment_file(tmp_path / "home", settings), toy_baseline, toy_data)
+    with s3_serving(tmp_path, "models") as url:
+        bucket, _, query = url.partition("?")
+        store = InStorage(f"{bucket}/mine?{query}", "run-1")
+        store.claim()
+        job.folder.artifacts = store
+        TuneDriver(address=cluster.address, concurrency=1).run(search, job, Ear(search))
+        first, refit = sorted(search.results, key=lambda result: result.number)
+        assert (first.status, refit.status, refit.refit_of) == (Status.COMPLETE, Status.COMPLETE, 0)
+        assert not (job.folder.path / "trials").exists()
+        for result in (first, refit):
+            assert len(store.read(result.number, "model.onnx")) == result.metrics["size_bytes"]
+        elsewhere = InStorage(f"{bucket}-of-another/mine?{query}", "run-1")
+        with pytest.raises(UnreachableError, match=r"cannot write to s3://models-of-another/mine/run-1: .*NO_SUCH_BUCKET"):
+            elsewhere.claim()

@@ -109,3 +109,15 @@ def test_sigterm_ends_a_search_on_ray_with_all_it_has(folder: RunFolder) -> None
     assert folder.results()[: len(before)] == before
     assert len(set(numbers(folder.path))) == TRIALS
     check_whole(folder, TRIALS)
+
+
+def test_processes_beside_the_workers_are_begun_again(folder: RunFolder) -> None:
+    """Without the one that stands for the run folder every trial after it had failed."""
+    with running(go_on, folder.path) as process:
+        wait_until(record_grows(folder), process)
+        beside = [child for child in children(process.pid) if child.cmdline()[0].startswith(("ray::Shelf", "ray::LatencyLane"))]
+        assert len(beside) == 2
+        for child in beside:
+            child.kill()
+        assert ended(process) == 0, (folder.path.parent / "said").read_text()[-500:]
+    check_whole(folder, TRIALS)

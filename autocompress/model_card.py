@@ -16,7 +16,9 @@ from autocompress.report.fine_print import latency_noise
 from autocompress.report.markdown import plain_text
 from autocompress.result import TrialResult
 from autocompress.runtimes import Runtime, runtime_of
+from autocompress.runtimes.onnxruntime import PROVIDERS
 from autocompress.runtimes.slot import INPUT, Slot
+from autocompress.target import Target
 from autocompress.verify import CLAIMS, POLICY, Claims
 
 _SPLITS = "The test split was not used by the search."
@@ -45,7 +47,7 @@ def model_card(run: Run, front: ParetoFront, result: TrialResult, claims: Claims
         "",
         *_policy(result, layers, experiment),
     ]
-    if usage := _usage(runtime, slots):
+    if usage := _usage(runtime, claims.target, slots):
         needs = f"It needs {runtime.package} and numpy, nothing else:"
         parts += ["", "## How to use it", "", needs, "", "```python", *usage.rstrip().splitlines(), "```"]
     parts += ["", "## How to verify it", "", *_verification(run, runtime)]
@@ -166,7 +168,7 @@ def _policy(result: TrialResult, layers: Layers, experiment: Experiment) -> Iter
     yield f"All of it: `{POLICY}`."
 
 
-def _usage(runtime: Runtime, slots: Sequence[Slot]) -> str:
+def _usage(runtime: Runtime, target: Target, slots: Sequence[Slot]) -> str:
     """Python that runs the file without autocompress; empty where that is not known."""
     if runtime.package is None:
         return ""
@@ -175,7 +177,14 @@ def _usage(runtime: Runtime, slots: Sequence[Slot]) -> str:
     in_order = all(slot.name.split(".")[0] == INPUT for slot in slots)
     tensors = "torch.tensor(part) for" if in_order else "name: torch.tensor(part) for name,"
     call = f"*({tensors} part in inputs.values())" if in_order else f"**{{{tensors} part in inputs.items()}}"
-    return runtime.usage.replace("{file}", runtime.file).replace("{inputs}", inputs).replace("{call}", call)
+    providers = [(name, settings) if settings else name for name, settings in PROVIDERS[target.device]]
+    usage, parts = (
+        runtime.usage,
+        {"file": runtime.file, "providers": repr(providers).replace("'", '"'), "inputs": inputs, "call": call},
+    )
+    for name, part in parts.items():
+        usage = usage.replace(f"{{{name}}}", part)
+    return usage
 
 
 def _verification(run: Run, runtime: Runtime) -> Iterator[str]:

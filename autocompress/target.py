@@ -9,7 +9,8 @@ from pydantic import Field, ValidationError, model_validator
 from autocompress.errors import InputError, unknown_name
 from autocompress.noun import Noun, first_problem
 
-Device = Literal["cpu", "cuda"]
+# "tensorrt" is the same GPU as "cuda", by way of TensorRT.
+Device = Literal["cpu", "cuda", "tensorrt"]
 _SETTING = re.compile(r"^(?:(?P<threads>\d+)threads?|batch(?P<batch_size>\d+))$")
 
 ActivationRange = Literal["static", "dynamic"]
@@ -59,7 +60,11 @@ _TORCH = Menu(
 )
 # OpenVINO takes longer with dynamic ranges than with floats.
 _OPENVINO = _ONNX.model_copy(update={"activation_ranges": ("static",)})
+# On GPUs ONNX Runtime has no kernels for its 8-bit convolutions, and TensorRT takes none with zero points: as ours have.
+_ONNX_GPU = _TORCH
 MENUS: dict[str, Menu] = {"onnxruntime": _ONNX, "openvino": _OPENVINO, "torch": _TORCH, "torch-compiled": _TORCH}
+# Runtimes of a user's own may know all of them.
+_DEVICES: dict[str, tuple[Device, ...]] = {"openvino": ("cpu",), "torch": ("cpu", "cuda"), "torch-compiled": ("cpu", "cuda")}
 
 
 class Target(Noun):
@@ -134,17 +139,24 @@ class Target(Noun):
     def menu(self) -> Menu:
         """What all of them can make use of.
 
-        Raises `UnknownNameError` for a runtime nobody has written, `InputError` when they have nothing in common.
+        Raises `UnknownNameError` for a runtime nobody has written, `InputError` for a device it does not know, or when they
+        have nothing in common.
         """
-        menus = []
-        for place in self.each:
-            if place.runtime not in MENUS:
-                raise unknown_name("runtime", place.runtime, MENUS)
-            menus.append(MENUS[place.runtime])
+        menus = [_menu(place) for place in self.each]
         common = menus[0] if len(menus) == 1 else _common(menus)
         if not (common.weight_bits and common.activation_bits and common.activation_ranges):
             raise InputError(f"no policy suits all of {', '.join(place.name for place in self.each)}: they store no bits alike")
         return common
+
+
+def _menu(place: Target) -> Menu:
+    if place.runtime not in MENUS:
+        raise unknown_name("runtime", place.runtime, MENUS)
+    known = _DEVICES.get(place.runtime, get_args(Device))
+    if place.device not in known:
+        listed = " and ".join(f"{place.runtime}-{device}" for device in known)
+        raise InputError(f"there is no target {place.place}; of {place.runtime} there is {listed}")
+    return _ONNX_GPU if place.runtime == "onnxruntime" and place.device != "cpu" else MENUS[place.runtime]
 
 
 def _parsed(name: str) -> Target:

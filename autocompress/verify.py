@@ -24,6 +24,7 @@ from autocompress.opened import open_run
 from autocompress.result import Environment
 from autocompress.runtimes import Runtime, file_name, runtime_of
 from autocompress.runtimes.machine import environment
+from autocompress.runtimes.onnxruntime import PROVIDERS
 from autocompress.runtimes.openvino import SETTINGS
 from autocompress.runtimes.slot import INPUT, OUTPUT
 from autocompress.target import Target
@@ -114,6 +115,7 @@ def verify(folder: Path, *, run: Path | None = None) -> list[Checked]:
             "baseline": str(baseline),
             "batch_size": claims.target.batch_size,
             "threads": claims.target.threads,
+            "providers": PROVIDERS[claims.target.device],
             "device": claims.target.device,
             "inputs": list(nested.named(inputs, INPUT)),
             "by_name": isinstance(inputs, dict),

@@ -19,7 +19,6 @@ _SESSIONS, _FEWEST_SESSIONS = 60, 3
 _SECONDS = 2.0
 _PAIRS = 24
 _SCORE_BATCH = 256
-_PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
 
 # Inputs by name in, outputs by name out.
 Arrays = dict[str, Any]
@@ -85,8 +84,9 @@ def _onnxruntime(file: str, job: dict[str, Any]) -> Session:
     options.intra_op_num_threads = job["threads"]
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(file, options, providers=_PROVIDERS[job["device"]])
-    provider, there = _PROVIDERS[job["device"]][0], session.get_providers()
+    providers = [(name, settings) for name, settings in job["providers"]]
+    session = onnxruntime.InferenceSession(file, options, providers=providers)
+    (provider, _), there = providers[0], session.get_providers()
     if provider not in there:  # it has only warned
         sys.exit(f"ONNX Runtime has no {provider} here, only {', '.join(there)}")
     wanted, names = ([slot.name for slot in slots] for slots in (session.get_inputs(), session.get_outputs()))

@@ -17,12 +17,14 @@ from tests.toy import write_experiment
 
 
 @given(
-    runtime=st.sampled_from(["onnxruntime", "openvino", "torch", "torch-compiled"]),
-    device=st.sampled_from(["cpu", "cuda"]),
+    place=st.sampled_from(
+        [("onnxruntime", "tensorrt"), ("onnxruntime", "cpu"), ("openvino", "cpu"), ("torch-compiled", "cuda")]
+    ),
     batch_size=st.integers(1, 500),
     threads=st.integers(1, 64),
 )
-def test_a_name_is_read_back(runtime: str, device: str, batch_size: int, threads: int) -> None:
+def test_a_name_is_read_back(place: tuple[str, str], batch_size: int, threads: int) -> None:
+    runtime, device = place
     target = Target.model_validate({"runtime": runtime, "device": device, "batch_size": batch_size, "threads": threads})
     assert Target.parse(target.name) == target
 
@@ -43,6 +45,20 @@ def test_what_cannot_be_read_is_refused_with_the_form(name: str) -> None:
 def test_a_runtime_that_nobody_has_written_is_refused_with_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="no runtime 'openvin'; did you mean 'openvino'"):
         Target.parse("onnxruntime", "openvin-cpu")
+
+
+def test_a_device_that_the_runtime_does_not_know_is_refused_with_those_it_does() -> None:
+    with pytest.raises(InputError, match="there is no target openvino-cuda; of openvino there is openvino-cpu"):
+        Target.parse("openvino-cuda")
+    with pytest.raises(InputError, match="no target torch-tensorrt; of torch there is torch-cpu and torch-cuda"):
+        Target.parse("torch-tensorrt")
+
+
+def test_on_a_gpu_activations_are_floats_for_there_is_no_kernel_for_others() -> None:
+    for name in ("onnxruntime-cuda", "onnxruntime-tensorrt"):
+        menu = Target.parse(name).menu
+        assert (menu.activation_bits, menu.integer_kinds) == ((None,), ())
+        assert menu.weight_bits == Target().menu.weight_bits
 
 
 def test_the_same_twice_is_refused() -> None:

@@ -10,13 +10,13 @@ from autocompress.runtimes.onnx_file import check_alone
 from autocompress.runtimes.onnx_graph import to_onnx
 from autocompress.runtimes.onnx_pack import pack
 from autocompress.runtimes.slot import OUTPUT, Slot, by_slot
-from autocompress.target import Target
+from autocompress.target import Device, Target
 
 USAGE = """\
 import numpy as np
 import onnxruntime
 
-session = onnxruntime.InferenceSession("{file}", providers=["CPUExecutionProvider"])
+session = onnxruntime.InferenceSession("{file}", providers={providers})
 inputs = {inputs}
 outputs = session.run(None, inputs)  # an array for each of session.get_outputs()
 """
@@ -27,7 +27,16 @@ _TYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
 }
-_PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
+# By name, with settings; those behind the first run what it cannot. TensorRT computes in half precision where that is quicker.
+Provider = tuple[str, dict[str, str]]
+_CPU: Provider = "CPUExecutionProvider", {}
+_CUDA: Provider = "CUDAExecutionProvider", {}
+PROVIDERS: dict[Device, list[Provider]] = {
+    "cpu": [_CPU],
+    "cuda": [_CUDA, _CPU],
+    "tensorrt": [("TensorrtExecutionProvider", {"trt_fp16_enable": "True"}), _CUDA, _CPU],
+}
+_NEEDS: dict[Device, str] = {"cuda": "the CUDA and cuDNN", "tensorrt": "the TensorRT, CUDA and cuDNN"}
 
 
 def export(student: nn.Module, example: Nested) -> bytes:
@@ -52,7 +61,7 @@ class OnnxSession:
         # Spinning threads keep a core busy while they wait, at the cost of whoever else runs on the machine.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=_PROVIDERS[target.device])
+            self._session = onnxruntime.InferenceSession(model, options, providers=PROVIDERS[target.device])
         except Exception as error:
             raise ExportError(f"ONNX Runtime refuses the exported file: {str(error).splitlines()[0]}") from error
         _check_provider(target, self._session.get_providers())
@@ -68,9 +77,9 @@ class OnnxSession:
 
 def _check_provider(target: Target, there: list[str]) -> None:
     """ONNX Runtime itself would only warn, and run the file on the CPU."""
-    wanted = _PROVIDERS[target.device][0]
+    wanted, _ = PROVIDERS[target.device][0]
     if wanted not in there:
         raise InputError(
             f"the target {target.name} needs the {wanted} of ONNX Runtime, here it has {', '.join(there)}; install "
-            f"onnxruntime-gpu in its place, with the CUDA and cuDNN it was built for, or search for {target.runtime}-cpu"
+            f"onnxruntime-gpu in its place, with {_NEEDS[target.device]} it was built for, or search for {target.runtime}-cpu"
         )

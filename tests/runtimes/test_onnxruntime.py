@@ -22,8 +22,8 @@ from autocompress.errors import ExportError, InputError
 from autocompress.policy import LayerPolicy, Policy
 from autocompress.probe import probe
 from autocompress.profile.layers import uses
-from autocompress.runtimes.onnxruntime import _PROVIDERS, OnnxSession, export
-from autocompress.target import Target
+from autocompress.runtimes.onnxruntime import PROVIDERS, OnnxSession, export
+from autocompress.target import Device, Target
 from autocompress.testing import ToyTask, toy_student
 
 NAMES = ("stem", "conv1", "conv2", "head")
@@ -352,20 +352,30 @@ def test_without_cuda_a_file_for_cuda_runs_nowhere(monkeypatch: pytest.MonkeyPat
     with pytest.raises(InputError, match=said):
         OnnxSession(file, target)
     # One that knows CUDA and cannot load it falls back on the CPU as well.
-    known = [*_PROVIDERS["cuda"]]
+    known = [name for name, _ in PROVIDERS["cuda"]]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: known)
     with pytest.raises(InputError, match=said):
         OnnxSession(file, target)
 
     (tmp_path / "model.onnx").write_bytes(file)
     np.savez(tmp_path / "inputs.npz", np.zeros((2, 1, 8, 8), np.float32))
-    for device, returned in (("cpu", 0), ("cuda", 1)):
+    devices: dict[Device, int] = {"cpu": 0, "cuda": 1}
+    for device, returned in devices.items():
         job = {"model": str(tmp_path / "model.onnx"), "inputs": ["input"], "package": "onnxruntime", "threads": 1}
-        (tmp_path / "job.json").write_text(json.dumps(job | {"device": device}))
+        (tmp_path / "job.json").write_text(json.dumps(job | {"providers": PROVIDERS[device]}))
         command = [sys.executable, "-I", verify_child.__file__, "score", str(tmp_path)]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         assert ended.returncode == returned, ended.stderr
     assert ended.stderr.splitlines()[-1].startswith("ONNX Runtime has no CUDAExecutionProvider here, only ")
+
+
+def test_without_tensorrt_neither() -> None:
+    file, target = export(toy_student(), torch.zeros(2, 1, 8, 8)), Target.parse("onnxruntime-tensorrt")
+    if "TensorrtExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(
+            InputError, match=r"needs the TensorrtExecutionProvider .* with the TensorRT, CUDA and cuDNN it was"
+        ):
+            OnnxSession(file, target)
 
 
 @pytest.mark.gpu

@@ -12,6 +12,8 @@ What = Literal["channel_sparsity", "weight_bits", "weight_sparsity", "activation
 
 # Shares of zeros that are tried; between them divergence is interpolated.
 SPARSITIES = (0.25, 0.5, 0.7, 0.85)
+# Of the channel counts of a wide group so many, evenly spread, are tried.
+_MOST_COUNTS = 12
 
 
 class Option(Noun):
@@ -40,7 +42,7 @@ class Option(Noun):
 
 
 def options(layers: Layers, menu: Menu) -> tuple[Option, ...]:
-    """Every option of the network on the menu: groups at each channel count, layers at each width and some sparsities.
+    """The options of the network on the menu: groups at up to twelve channel counts, layers at each width and some sparsities.
 
     Branches are left out too.
     """
@@ -49,7 +51,7 @@ def options(layers: Layers, menu: Menu) -> tuple[Option, ...]:
 
 def _options(layers: Layers, menu: Menu) -> Iterator[Option]:
     for group in layers.groups:
-        for share in channel_shares(group.channels, group.multiple(menu.channel_multiple)):
+        for share in _spread(channel_shares(group.channels, group.multiple(menu.channel_multiple))):
             yield Option(what="channel_sparsity", name=group.name, value=share)
         if group.branch:
             yield Option(what="channel_sparsity", name=group.name, value=1.0)
@@ -63,6 +65,14 @@ def _options(layers: Layers, menu: Menu) -> Iterator[Option]:
         integer = layer.integer and layer.kind in menu.integer_kinds
         if 8 in menu.activation_bits and 8 in menu.weight_bits and integer:
             yield Option(what="activation_bits", name=layer.name, value=8)
+
+
+def _spread(shares: list[float]) -> list[float]:
+    """So many of them at most, the first and the last among them."""
+    if len(shares) <= _MOST_COUNTS:
+        return shares
+    step = (len(shares) - 1) / (_MOST_COUNTS - 1)
+    return [shares[round(step * place)] for place in range(_MOST_COUNTS)]
 
 
 def channel_shares(channels: int, multiple: int) -> list[float]:

@@ -57,7 +57,8 @@ WEIGHTS = {
     "MLflow frozen": 2,
 }
 # How the processes of a search are called: those of its actors, and Ray's own that starts them.
-_TRAINER, _BESIDE, _RAYLET = "ray::Trainer", ("ray::LatencyLane", "ray::Shelf"), "raylet"
+# (Tune runs a trainer in a class of its own.)
+_TRAINER, _BESIDE, _RAYLET = ("ray::Trainer", "ray::ResourceTrainable"), ("ray::LatencyLane", "ray::Shelf"), "raylet"
 EXPERIMENT = """\
 from autocompress import Budget, Experiment, Finetune, LayerPolicy, Policy
 from autocompress.testing import ToyTask
@@ -193,7 +194,7 @@ class Chaos:
             with suppress(psutil.NoSuchProcess):
                 possible[fault]()
                 self.faults[fault] += 1
-                print(f"  {len(_record(self._run)):4d} trials: {fault}{' at its start' * self._is_early}", flush=True)
+                print(f"  {len(_record(self._run)):4d} trials: {fault}", flush=True)
 
     def _possible(self) -> dict[str, Callable[[], None]]:
         """What can happen now, by name."""

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autocompress.errors import InputError, UnknownNameError
-from autocompress.layer import Layers
+from autocompress.layer import Group, Layer, Layers
 from autocompress.objective import Limit
-from autocompress.option import SPARSITIES, Option, channel_shares
+from autocompress.option import SPARSITIES, Option, channel_shares, options
 from autocompress.policy import LayerPolicy, Policy
 from autocompress.prior import Leaning, Prior
 from autocompress.tables import CostTable, LayerCosts, Sensitivity
@@ -562,6 +563,22 @@ def test_tables_of_another_network_are_an_error() -> None:
 def test_a_leaning_that_makes_no_sense_is_an_error(given_badly: dict[str, float]) -> None:
     with pytest.raises(InputError):
         Leaning(**given_badly)  # type: ignore[arg-type]
+
+
+def test_counts_between_those_that_were_measured_are_interpolated() -> None:
+    convolution = Layer(name="wide", kind="conv2d", weight_shape=(256, 3, 3, 3), params=7168, macs=1, group="wide")
+    head = Layer(name="head", kind="linear", weight_shape=(10, 256), params=2570, macs=1)
+    group = Group(name="wide", channels=256, writers=("wide",), readers={"head": 1})
+    layers = Layers(layers=(convolution, head), groups=(group,))
+    measured = [option for option in options(layers, MENU) if option.what == "channel_sparsity"]
+    kept = [round(256 * (1 - option.value)) for option in measured]
+    assert (len(kept), kept[0], kept[-1]) == (12, 248, 8)
+    assert max(before - after for before, after in pairwise(kept)) == 24
+    prior = Prior(layers, TARGET, made_sensitivity(layers, MENU), made_costs(layers, TARGET))
+    known = {count: prior.divergence(Policy(channel_sparsity={"wide": 1 - count / 256})) for count in (*kept, 240)}
+    assert 240 not in kept
+    assert known[248] < known[240] < known[kept[1]]
+    assert math.isfinite(known[8])
 
 
 def test_divergences_add_up() -> None:

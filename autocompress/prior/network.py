@@ -124,19 +124,25 @@ def network(layers: Layers, menu: Menu, sensitivity: Sensitivity, costs: CostTab
 
 
 def summed_divergence(network: Network, policy: Policy) -> float:
-    """What the options of a canonical policy add up to; divergences of zeros between measured shares are interpolated.
+    """What the options of a canonical policy add up to, interpolated between measured counts and shares of zeros.
 
     Scales for groups of inputs count as those for all. Infinite for a policy with an option that is not to be used.
     """
     total, gone = 0.0, set[str]()
     for place, cut in enumerate(network.cuts):
         kept = round(cut.channels * (1 - policy.channel_sparsity.get(cut.name, 0.0)))
-        total += float(cut.divergence[cut.kept == kept][0]) if kept in cut.kept else math.inf
+        total += _of_count(cut, kept)
         gone |= {part.name for part in network.parts if kept == 0 and place in part.branch_of}
     for part in (part for part in network.parts if part.name not in gone):
         how = policy.layers.get(part.name, LayerPolicy())
         total += _of_form(part, how)
     return total
+
+
+def _of_count(cut: Cut, kept: int) -> float:
+    known: dict[int, float] = dict(sorted(zip(cut.kept.tolist(), cut.divergence.tolist(), strict=True)))
+    without_branch = known.pop(0, math.inf)
+    return float(np.interp(kept, list(known), list(known.values()), left=math.inf)) if kept else without_branch
 
 
 def _of_form(part: Part, how: LayerPolicy) -> float:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.compress.channels import _graph, _left, find_groups, prune
+from autocompress.compress.channels import _left, find_groups, prune
+from autocompress.compress.dependencies import dependencies
 from autocompress.errors import SurgeryError
 from autocompress.policy import Importance
 from autocompress.probe import cost, probe
@@ -90,7 +91,7 @@ def test_taylor_ranks_channels_of_layers_that_are_not_trained_too() -> None:
 def test_channels_are_counted_in_half_precision_too() -> None:
     """bfloat16 cannot tell 599 from 600."""
     model = nn.Sequential(nn.Conv2d(3, 600, 1), nn.BatchNorm2d(600), nn.ReLU(), nn.Conv2d(600, 4, 1)).bfloat16().eval()
-    graph = _graph(model, torch.randn(2, 3, 4, 4).bfloat16())
+    graph = dependencies(model, torch.randn(2, 3, 4, 4).bfloat16())
     left = _left(graph, model, {"0": list(range(0, 600, 2))})
     assert left["0"].tolist() == left["1"].tolist() == list(range(1, 600, 2))
 

@@ -12,13 +12,12 @@ from autocompress.compute import curves, standings
 from autocompress.folder import RunFolder
 from autocompress.importance import Importance
 from autocompress.layer import Group, Layer, Layers
-from autocompress.option import Option, options
+from autocompress.option import Option, channel_shares
 from autocompress.report import write_report
 from autocompress.report.evidence import evidence_of
 from autocompress.report.heat_map import heat_map, option_words
 from autocompress.report.worth import Worth, control, verdict, worth_of
 from autocompress.tables import Divergence, Sensitivity
-from autocompress.target import Target
 from tests.made import LAYERS, LIMITS, made_folder, made_front, made_many, made_result
 from tests.made_evidence import IMPORTANCE, made_run, made_sensitivity
 
@@ -105,9 +104,9 @@ def test_many_channel_shares_are_gathered_into_eighths() -> None:
     layer = Layer(name="wide", kind="conv2d", weight_shape=(60, 3, 3, 3), params=1680, macs=1, group="wide")
     group = Group(name="wide", channels=60, writers=("wide",), readers={}, branch=("wide",))
     layers = Layers(layers=(layer,), groups=(group,))
-    menu = Target().menu.model_copy(update={"channel_multiple": 1})
+    shares = [*channel_shares(60, 1), 1.0]
     entries = tuple(
-        Divergence(option=option, value=option.value) for option in options(layers, menu) if option.what == "channel_sparsity"
+        Divergence(option=Option(what="channel_sparsity", name="wide", value=share), value=share) for share in shares
     )
     assert len(entries) == 60
     drawn = heat_map(made_sensitivity().model_copy(update={"entries": entries}), layers)

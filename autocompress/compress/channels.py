@@ -17,7 +17,7 @@ from autocompress.graph import BatchNorm
 from autocompress.layer import Group
 from autocompress.nested import Nested
 from autocompress.policy import Importance
-from autocompress.student import per_channel
+from autocompress.student import kind_of, per_channel
 
 
 def find_groups(model: nn.Module, example: Nested) -> tuple[list[Group], dict[str, str]]:
@@ -42,8 +42,15 @@ def find_groups(model: nn.Module, example: Nested) -> tuple[list[Group], dict[st
         except Exception as error:  # noqa: BLE001  # whatever the library raises on this graph: the layer is left alone
             refused[names[module]] = _library_says(error)
             continue
-        found.append(described(group, graph, names))
-        grouped.update(found[-1].writers)
+        candidate = described(group, graph, names)
+        grouped.update(candidate.writers)
+        others = [name for name in (*candidate.writers, *candidate.readers) if kind_of(model.get_submodule(name)) is None]
+        if others:
+            refused |= dict.fromkeys(
+                candidate.writers, f"its channels are also those of {others[0]}, which is no layer of torch's own"
+            )
+        else:
+            found.append(candidate)
     order = {name: place for place, name in enumerate(names.values())}
     usable: list[Group] = []
     for candidate in sorted(found, key=lambda group: order[group.name]):

@@ -44,6 +44,7 @@ def _float_outputs(model: nn.Module, example: Nested) -> tuple[torch.Tensor, ...
 
 
 def group_at(graph: Any, root: nn.Module, channels: Sequence[int] | None) -> Any:
+    """All that goes with those output channels of `root` (None: all of them), as the library's `graph` knows it."""
     cut = graph.get_pruner_of_module(root).prune_out_channels
     if channels is None:
         channels = range(graph.get_out_channels(root))

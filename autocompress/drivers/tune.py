@@ -287,7 +287,7 @@ def _equipped(job: Job, experiment_file: Path, *, joined: bool) -> Iterator[str]
             "lanes": actors,
             "artifacts": job.folder.storage,
         }
-        shelf: Any = shelves.remote(str(job.folder.path), equipment)
+        shelf: Any = shelves.remote(str(job.folder.path), cloudpickle.dumps(equipment))  # type: ignore[no-untyped-call]
         try:
             yield name
         finally:

@@ -154,7 +154,7 @@ def test_names_in_a_policy_are_those_of_layers(run: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["../../../outside/model.onnx", "/outside/model.onnx", "a/b"])
 def test_files_that_a_worker_sends_land_in_the_folder_of_their_trial(tmp_path: Path, name: str) -> None:
-    shelf = Shelf(str(tmp_path / "run"), {})
+    shelf = Shelf(str(tmp_path / "run"), b"")
     assert shelf.keep(3, {name: b"x"}) is None
     assert [file.relative_to(tmp_path) for file in tmp_path.rglob("*") if file.is_file()] == [
         Path("run/trials/0003") / Path(name).name

@@ -162,7 +162,8 @@ def _menu(place: Target) -> Menu:
 def _parsed(name: str) -> Target:
     place, *settings = name.split(":")
     runtime, _, device = place.rpartition("-")
-    found: dict[str, str | int] = {"runtime": runtime, "device": device} if device in get_args(Device) else {"runtime": place}
+    named = bool(runtime) and device in get_args(Device)
+    found: dict[str, str | int] = {"runtime": runtime, "device": device} if named else {"runtime": place}
     for setting in settings:
         match = _SETTING.match(setting)
         if match is None or not int(match[match.lastgroup or 0]):

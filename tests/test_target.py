@@ -45,6 +45,8 @@ def test_what_cannot_be_read_is_refused_with_the_form(name: str) -> None:
 def test_a_runtime_that_nobody_has_written_is_refused_with_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="no runtime 'openvin'; did you mean 'openvino'"):
         Target.parse("onnxruntime", "openvin-cpu")
+    with pytest.raises(UnknownNameError, match="no runtime 'tensorrt'"):
+        Target.parse("tensorrt")
 
 
 def test_a_device_that_the_runtime_does_not_know_is_refused_with_those_it_does() -> None:

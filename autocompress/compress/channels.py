@@ -10,14 +10,14 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from autocompress.compress.dependencies import CUT, all_trained, dependencies, described, group_at
+from autocompress.compress.dependencies import CUT, all_trained, dependencies, described, group_at, stranger_in
 from autocompress.compress.masked import ARE_OUTPUTS, compare, mask
 from autocompress.errors import SurgeryError
 from autocompress.graph import BatchNorm
 from autocompress.layer import Group
 from autocompress.nested import Nested
 from autocompress.policy import Importance
-from autocompress.student import kind_of, per_channel
+from autocompress.student import per_channel
 
 
 def find_groups(model: nn.Module, example: Nested) -> tuple[list[Group], dict[str, str]]:
@@ -31,7 +31,7 @@ def find_groups(model: nn.Module, example: Nested) -> tuple[list[Group], dict[st
         graph = dependencies(model, example)
     except Exception as error:  # noqa: BLE001  # whatever the library raises: nothing can be cut
         return [], {name: _library_says(error) for module, name in names.items() if isinstance(module, CUT)}
-    found: list[Group] = []
+    found: list[tuple[Group, Any]] = []
     refused: dict[str, str] = {}
     grouped: set[str] = set()
     for module in [module for module in graph.module2node if isinstance(module, CUT)]:
@@ -44,17 +44,14 @@ def find_groups(model: nn.Module, example: Nested) -> tuple[list[Group], dict[st
             continue
         candidate = described(group, graph, names)
         grouped.update(candidate.writers)
-        others = [name for name in (*candidate.writers, *candidate.readers) if kind_of(model.get_submodule(name)) is None]
-        if others:
-            refused |= dict.fromkeys(
-                candidate.writers, f"its channels are also those of {others[0]}, which is no layer of torch's own"
-            )
+        if (stranger := stranger_in(group, names)) is not None:
+            refused |= dict.fromkeys(candidate.writers, f"its channels are also those of {stranger}, which is left alone")
         else:
-            found.append(candidate)
+            found.append((candidate, group))
     order = {name: place for place, name in enumerate(names.values())}
     usable: list[Group] = []
-    for candidate in sorted(found, key=lambda group: order[group.name]):
-        outcome = _usable(model, candidate, example)
+    for candidate, group in sorted(found, key=lambda pair: order[pair[0].name]):
+        outcome = _usable(model, candidate, group, example)
         taken = {count: group.name for group in usable for count in group.counts}
         if isinstance(outcome, Group) and (shared := next((count for count in outcome.counts if count in taken), None)):
             outcome = f"{shared} counts the channels of {taken[shared]} too"
@@ -120,13 +117,14 @@ def _cut(
     norms = {norm: norm.num_channels for norm in model.modules() if isinstance(norm, nn.GroupNorm)}
     tied = _tied(model)
     reference = deepcopy(model).eval()
+    _untie(reference)  # what one layer gives there is not what another reads
     masked, graph = dependencies(reference, example), dependencies(model, example)
     mask(reference, masked, doomed)
     for root, channels in doomed.items():
         group_at(graph, model.get_submodule(root), channels).prune()
-    _tie(tied)
+    _tie(model, tied)
     for group_norm, channels_before in norms.items():
-        group_norm.num_groups = group_norm.num_groups * group_norm.num_channels // channels_before
+        group_norm.num_groups = max(1, group_norm.num_groups * group_norm.num_channels // channels_before)
     for root, attributes in counts.items():
         for attribute in attributes:
             owner, _, name = attribute.rpartition(".")
@@ -176,32 +174,44 @@ def _measure(importance: Importance) -> Any:
             return tp.importance.GroupTaylorImportance()
 
 
-def _tied(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
-    """The modules that share a parameter, of each such one, and what they call it."""
-    uses = defaultdict[Parameter, list[tuple[nn.Module, str]]](list)
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                uses[parameter].append((module, name))
-    return [places for places in uses.values() if len(places) > 1]
+def _tied(model: nn.Module) -> list[list[str]]:
+    """The names of each parameter that has several."""
+    names = defaultdict[Parameter, list[str]](list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[parameter].append(name)
+    return [of_one for of_one in names.values() if len(of_one) > 1]
 
 
-def _tie(tied: Sequence[Sequence[tuple[nn.Module, str]]]) -> None:
-    """Has them share it again, where all of them lost the same."""
-    for (first, own), *others in tied:
-        kept = getattr(first, own)
-        for module, name in others:
-            if getattr(module, name).shape == kept.shape:
-                setattr(module, name, kept)
+def _tie(model: nn.Module, tied: Sequence[Sequence[str]]) -> None:
+    """Has layers share it again. Raises `SurgeryError` where one of them has lost others of its numbers than another."""
+    for first, *others in tied:
+        kept = model.get_parameter(first)
+        for name in others:
+            if not torch.equal(model.get_parameter(name), kept):
+                raise SurgeryError(f"{name} is {first} too, and would no longer be")
+            _set_parameter(model, name, kept)
 
 
-def _usable(model: nn.Module, group: Group, example: Nested) -> Group | str:
-    """The group, in blocks where it has to be, or why it cannot be cut."""
+def _untie(model: nn.Module) -> None:
+    for _, *others in _tied(model):
+        for name in others:
+            _set_parameter(model, name, deepcopy(model.get_parameter(name)))
+
+
+def _set_parameter(model: nn.Module, name: str, parameter: Parameter) -> None:
+    owner, _, own = name.rpartition(".")
+    setattr(model.get_submodule(owner), own, parameter)
+
+
+def _usable(model: nn.Module, group: Group, found: Any, example: Nested) -> Group | str:
+    """The group, in blocks where it has to be, or why it cannot be cut; `found` is the library's own."""
     if group.channels < 2:
         return "has a single channel"
     widths = {name: _width(model, name) for name in group.writers}
     if set(widths.values()) != {group.channels}:
         return f"its group joins layers of different widths ({', '.join(f'{name}: {width}' for name, width in widths.items())})"
+    if _measure("l1")(found) is None:
+        return "no convolution and no linear layer has its channels, to tell which of them matter"
     reason = _why_not(model, group, example)
     if reason is None or reason == ARE_OUTPUTS:
         return reason or group

@@ -13,10 +13,13 @@ from torch.nn import Parameter
 from autocompress import nested
 from autocompress.layer import Group
 from autocompress.nested import Nested
+from autocompress.student import kind_of
 
 _READ = (nn.modules.conv._ConvNd, nn.Linear)
 # Layers whose channels can be cut.
 CUT = (*_READ, nn.Embedding)
+# Norms over the channels, which give something else when some are gone.
+NORMS = (nn.LayerNorm, nn.RMSNorm)
 
 
 @contextmanager
@@ -36,7 +39,14 @@ def dependencies(model: nn.Module, example: Nested) -> Any:
     """The graph of the library, of `model` on the batch `example` (n, ...)."""
     # torch-pruning finds dependencies by the autograd graph: without gradients it would see one group only.
     with torch.enable_grad(), all_trained(model):
-        return _Graph().build_dependency(model.eval(), example_inputs=example, forward_fn=_float_outputs, verbose=False)
+        graph = _Graph()
+        return graph.build_dependency(
+            model.eval(),
+            example_inputs=example,
+            forward_fn=_float_outputs,
+            customized_pruners={nn.RMSNorm: graph.norm},
+            verbose=False,
+        )
 
 
 def _float_outputs(model: nn.Module, example: Nested) -> tuple[torch.Tensor, ...]:
@@ -62,6 +72,13 @@ def described(group: Any, graph: Any, names: dict[nn.Module, str]) -> Group:
         readers=_readers(group, names, graph.is_in_channel_pruning_fn),
         extra_params=_extra_params(group) // channels,
     )
+
+
+def stranger_in(group: Any, names: dict[nn.Module, str]) -> str | None:
+    """The first layer among those with the channels of `group` of which compression knows nothing, if any."""
+    members = (dependency.target.module for dependency, _ in group)
+    layers = (member for member in members if isinstance(member, (*CUT, nn.RNNBase)))
+    return next((names[layer] for layer in layers if kind_of(layer) is None), None)
 
 
 def _members(group: Any, names: dict[nn.Module, str], side: Callable[[Any], bool]) -> tuple[str, ...]:
@@ -90,10 +107,10 @@ def _extra_params(group: Any) -> int:
     count = 0
     for dependency, indices in group:
         member = dependency.target.module
-        if isinstance(member, nn.LayerNorm | nn.GroupNorm):
+        if isinstance(member, (*NORMS, nn.GroupNorm)):
             count += sum(len(indices) for _ in member.parameters())
         elif isinstance(member, Parameter):
-            count += member.numel() // member.shape[-1] * len(indices)
+            count += member.numel() // member.shape[dependency.target.pruning_dim] * len(indices)
     return count
 
 
@@ -110,29 +127,37 @@ class _BlockwiseConvPruner(tp.pruner.function.DepthwiseConvPruner):  # type: ign
 
 
 class _Graph(tp.DependencyGraph):  # type: ignore[misc]  # the library has no types
-    """The library's graph, with a way to cut grouped convolutions, and layer norms in order."""
+    """The library's graph, with a way to cut grouped convolutions, and norms in order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._blockwise, self._layer_norm = _BlockwiseConvPruner(), _LayerNormPruner()
+        self._blockwise, self.norm = _BlockwiseConvPruner(), _NormPruner()
+        self._know_ours()
+
+    def build_dependency(self, *args: Any, **settings: Any) -> Any:
+        built = super().build_dependency(*args, **settings)
+        self._know_ours()
+        return built
+
+    def _know_ours(self) -> None:
         for known in (self._in_channel_pruning_fn, self._out_channel_pruning_fn):
-            known |= {self._blockwise.prune_out_channels, self._layer_norm.prune_out_channels}
+            known |= {self._blockwise.prune_out_channels, self.norm.prune_out_channels}
 
     def get_pruner_of_module(self, module: nn.Module) -> Any:
-        if isinstance(module, nn.LayerNorm):
-            return self._layer_norm
+        if isinstance(module, NORMS):
+            return self.norm
         return self._blockwise if _is_blockwise(module) else super().get_pruner_of_module(module)
 
 
-class _LayerNormPruner(tp.pruner.function.LayernormPruner):  # type: ignore[misc]  # the library has no types
+class _NormPruner(tp.pruner.function.LayernormPruner):  # type: ignore[misc]  # the library has no types
     """Keeps the channels in their order: the library's own takes that of a set, in which 9 comes before 3."""
 
-    def prune_out_channels(self, layer: nn.LayerNorm, idxs: Sequence[int]) -> nn.LayerNorm:
+    def prune_out_channels(self, layer: nn.LayerNorm | nn.RMSNorm, idxs: Sequence[int]) -> nn.LayerNorm | nn.RMSNorm:
         *outer, width = layer.normalized_shape
         gone = set(idxs)
         kept = torch.tensor([channel for channel in range(width) if channel not in gone])
         for name in ("weight", "bias"):
-            if (parameter := getattr(layer, name)) is not None:
+            if (parameter := getattr(layer, name, None)) is not None:
                 setattr(layer, name, self._prune_parameter_and_grad(parameter, kept, -1))
         layer.normalized_shape = (*outer, len(kept))
         return layer

@@ -8,13 +8,22 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from autocompress import nested
-from autocompress.compress.dependencies import group_at
+from autocompress.compress.dependencies import NORMS, group_at
 from autocompress.errors import SurgeryError
 from autocompress.nested import Nested
 from autocompress.student import channel_axis
 
 # The largest difference, as a share of the largest output, that float rounding may make between the two.
 TOLERANCE = 1e-3
+# The functions that norms call, and the order of what they are given.
+_LAYER_NORM, _RMS_NORM = (
+    ("input", "normalized_shape", "weight", "bias", "eps", "cudnn_enable"),
+    ("input", "normalized_shape", "weight", "eps"),
+)
+_NORM_CALLS: dict[Any, tuple[str, ...]] = {
+    **dict.fromkeys((nn.functional.layer_norm, torch.layer_norm), _LAYER_NORM),
+    **dict.fromkeys((nn.functional.rms_norm, torch.rms_norm), _RMS_NORM),
+}
 ARE_OUTPUTS = "its channels are the outputs of the network"
 
 
@@ -23,12 +32,12 @@ def mask(model: nn.Module, graph: Any, doomed: Mapping[str, Sequence[int]]) -> N
 
     Layer norms go over the channels that are left. Raises `SurgeryError` for one that goes over more than channels.
     """
-    silenced: dict[nn.LayerNorm, set[int]] = {}
+    silenced: dict[nn.LayerNorm | nn.RMSNorm, set[int]] = {}
     for root, channels in doomed.items():
         group = group_at(graph, model.get_submodule(root), channels)
         _silence(group, graph)
         for dependency, those in group:
-            if isinstance(norm := dependency.target.module, nn.LayerNorm):
+            if isinstance(norm := dependency.target.module, NORMS):
                 silenced.setdefault(norm, set()).update(those)
     for norm, those in silenced.items():
         _norm_others(norm, those)
@@ -57,6 +66,8 @@ def _silence(group: Any, graph: Any) -> None:
     with torch.no_grad():
         for dependency, channels in group:
             module = dependency.target.module
+            if isinstance(module, nn.Parameter):  # of the network's own
+                module.movedim(dependency.target.pruning_dim, 0)[channels] = 0
             writes = graph.is_out_channel_pruning_fn(dependency.handler)
             if not writes or not isinstance(module, nn.Module):
                 continue
@@ -68,7 +79,7 @@ def _silence(group: Any, graph: Any) -> None:
 
 
 class _NormOfThoseLeft(TorchFunctionMode):
-    """Within it a layer norm goes over some of its channels alone, and gives zeros for the others."""
+    """Within it a norm goes over some of its channels alone, and gives zeros for the others."""
 
     def __init__(self, left: Tensor) -> None:
         super().__init__()
@@ -77,20 +88,20 @@ class _NormOfThoseLeft(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is not nn.functional.layer_norm:
+        if func not in _NORM_CALLS:
             return func(*args, **(kwargs or {}))
-        given = dict(zip(("input", "normalized_shape", "weight", "bias", "eps"), args, strict=False)) | (kwargs or {})
+        given = dict(zip(_NORM_CALLS[func], args, strict=False)) | (kwargs or {})
         inputs = given.pop("input")
-        scales = {name: None if given.get(name) is None else given[name][self._left] for name in ("weight", "bias")}
+        scales = {name: given[name][self._left] for name in ("weight", "bias") if given.get(name) is not None}
         outputs = torch.zeros_like(inputs)
         outputs[..., self._left] = func(inputs[..., self._left], **(given | scales | {"normalized_shape": [len(self._left)]}))
         return outputs
 
 
-def _norm_others(norm: nn.LayerNorm, doomed: Collection[int]) -> None:
+def _norm_others(norm: nn.LayerNorm | nn.RMSNorm, doomed: Collection[int]) -> None:
     """Has `norm` go over its channels as if the `doomed` ones were not there: those give zeros."""
     if len(norm.normalized_shape) > 1:
-        raise SurgeryError("a LayerNorm goes over its channels and over their places at once")
+        raise SurgeryError(f"a {type(norm).__name__} goes over its channels and over their places at once")
     left = torch.tensor([channel for channel in range(norm.normalized_shape[0]) if channel not in doomed])
     whole = norm.forward
 

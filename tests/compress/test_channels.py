@@ -1,6 +1,8 @@
 """Channel pruning: what is found, what is cut, and that nothing but the removed channels changes."""
 
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -260,7 +262,123 @@ def test_channels_that_a_layer_of_ones_own_has_too_are_left_alone() -> None:
     """They were in a group of which the tables of a search knew one layer less: it ended in a traceback."""
     groups, refused = find_groups(WithLouder(), EXAMPLE)
     assert [group.name for group in groups] == ["plain"]
-    said = "its channels are also those of loud, which is no layer of torch's own"
+    said = "its channels are also those of loud, which is left alone"
     assert {name: refused[name] for name in ("stem", "loud")} == {"stem": said, "loud": said}
     limited = nn.Sequential(nn.Embedding(20, 16, max_norm=1.0), nn.Flatten(), nn.Linear(64, 4))
     assert find_groups(limited, torch.randint(20, (4, 4)))[0] == []
+
+
+class Residual(nn.Module):
+    """Tokens of width 16, two residual blocks with norms of one kind before or after, and logits (n, 4)."""
+
+    def __init__(self, norm: Callable[[], nn.Module], *, first: bool) -> None:
+        super().__init__()
+        self.first, self.embed, self.places = first, nn.Linear(4, 16), nn.Parameter(torch.zeros(1, 6, 16))
+        self.norms = nn.ModuleList(norm() for _ in range(2))
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)) for _ in range(2))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens) + self.places
+        for norm, block in zip(self.norms, self.blocks, strict=True):
+            x = x + block(norm(x)) if self.first else norm(x + block(x))
+        logits: Tensor = self.head(x.mean(1))
+        return logits
+
+
+TOKENS = torch.randn(4, 6, 4, generator=torch.Generator().manual_seed(0))
+_WITHOUT_SCALES = partial(nn.LayerNorm, 16, elementwise_affine=False)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("norm", [partial(nn.LayerNorm, 16), _WITHOUT_SCALES, partial(nn.RMSNorm, 16)])
+def test_a_width_is_cut_whatever_its_norms_and_parameters(norm: Callable[[], nn.Module], first: bool) -> None:
+    """Parameters that were zero when the network was probed are not any more when it is pruned."""
+    model = Residual(norm, first=first).eval()
+    groups, _ = find_groups(model, TOKENS)
+    assert groups[0].name == "embed"
+    assert groups[0].extra_params == 6 + sum(value.numel() for value in model.norms.parameters()) // 16
+    with torch.no_grad():
+        for value in (model.places, *model.norms.parameters()):
+            value.normal_()
+    prune(model, {"embed": 5}, "l1", TOKENS, groups=groups)
+    assert [tuple(value.shape) for value in (model.embed.weight, model.places, model.head.weight)] == [
+        (5, 4),
+        (1, 6, 5),
+        (4, 5),
+    ]
+
+
+def test_parameters_with_their_channels_in_another_dimension_are_counted_right() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.deep, self.head = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 1), nn.Linear(16, 4)
+            self.scale, self.shift = nn.Parameter(torch.ones(16, 1, 1)), nn.Parameter(torch.zeros(1, 16, 1, 1))
+
+        def forward(self, pictures: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.deep(torch.relu(self.stem(pictures) * self.scale + self.shift)).mean((2, 3)))
+            return logits
+
+    model = Scaled()
+    groups, _ = find_groups(model, EXAMPLE)
+    assert [(group.name, group.extra_params) for group in groups] == [("stem", 2), ("deep", 0)]
+    nn.init.ones_(model.shift)
+    prune(model, {"stem": 6}, "l1", EXAMPLE, groups=groups)
+    assert (model.scale.shape, model.shift.shape) == ((6, 1, 1), (1, 6, 1, 1))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.lstm, self.head = nn.Embedding(20, 16), nn.LSTM(16, 8, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, words: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.lstm(self.words(words))[0][:, -1])
+        return logits
+
+
+class Factors(nn.Module):
+    """No layer reads what the embeddings give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users, self.things = nn.Embedding(20, 16), nn.Embedding(20, 16)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        scores: Tensor = (self.users(numbers[:, 0]) * self.things(numbers[:, 1])).sum(1, keepdim=True)
+        return scores
+
+
+class MaskedLanguageModel(nn.Module):
+    """Its head has the weight of the embedding, and reads other channels than those that it gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.transform, self.head = nn.Embedding(20, 16), nn.Linear(16, 16), nn.Linear(16, 20)
+        self.head.weight = self.words.weight
+
+    def forward(self, words: Tensor) -> Tensor:
+        logits: Tensor = self.head(torch.relu(self.transform(self.words(words))))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "said"),
+    [
+        (Recurrent(), "words", "its channels are also those of lstm, which is left alone"),
+        (Factors(), "users", "no convolution and no linear layer has its channels, to tell which of them matter"),
+        (MaskedLanguageModel(), "transform", "head.weight is words.weight too, and would no longer be"),
+    ],
+)
+def test_what_embeddings_give_is_left_alone_where_it_must_be(model: nn.Module, layer: str, said: str) -> None:
+    groups, refused = find_groups(model.eval(), torch.randint(20, (4, 6), generator=torch.Generator().manual_seed(0)))
+    assert groups == []
+    assert refused[layer] == said
+
+
+def test_a_group_norm_with_a_single_group_is_refused_in_words() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.GroupNorm(1, 8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)).eval()
+    groups, refused = find_groups(model, EXAMPLE)
+    assert groups == []
+    assert "the pruned network differs from the one with those channels zeroed" in refused["0"]

@@ -62,10 +62,13 @@ def test_every_width_runs_in_integer_kernels(
     assert len(file) < weights * bits / 8 + 9 * channels + 3_200
     if bits > TARGET.menu.integer_weight_bits:  # what comes out depends on the CPU
         return
+    seen = np.concatenate([toy_data[split][0] for split in ("train", "validation")])
+    inputs = np.concatenate([seen, seen[..., ::-1]])[:1000]
     ours, theirs = OnnxSession(file, TARGET)(inputs), student(torch.tensor(inputs)).detach().numpy()
+    assert len(ours) == 1000
     # Where a value lies between two steps, float and integer arithmetic may round it to different ones.
     assert np.abs(ours - theirs).mean() < 0.02 * theirs.std()
-    assert (ours.argmax(1) == theirs.argmax(1)).mean() > 0.985
+    assert (ours.argmax(1) == theirs.argmax(1)).mean() >= 0.995
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

@@ -172,9 +172,11 @@ def test_sentences_of_documentation_are_in_one_split_only() -> None:
 
 
 @pytest.mark.parametrize(("name", "heads", "blocks"), [("docs_text", 4, 2), ("mnist_vit", 4, 3)])
-def test_heads_and_feed_forward_layers_of_the_transformers_can_be_pruned(name: str, heads: int, blocks: int) -> None:
+def test_the_width_the_heads_and_the_feed_forward_layers_of_the_transformers_can_be_pruned(
+    name: str, heads: int, blocks: int
+) -> None:
     task = load_experiment(EXPERIMENTS / f"{name}.py").task
     inputs = nested.take(task.data("train")[0], slice(4))
     layers = probe(unpacked(task.model()), nested.each(torch.tensor, inputs))
-    assert [group.channels // group.unit for group in layers.groups] == [heads, 256] * blocks
+    assert [group.channels // group.unit for group in layers.groups] == [64, *[heads, 256] * blocks]
     assert all(layer.integer for layer in layers if layer.kind != "embedding")

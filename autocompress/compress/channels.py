@@ -210,7 +210,11 @@ def _usable(model: nn.Module, group: Group, found: Any, example: Nested) -> Grou
     widths = {name: _width(model, name) for name in group.writers}
     if set(widths.values()) != {group.channels}:
         return f"its group joins layers of different widths ({', '.join(f'{name}: {width}' for name, width in widths.items())})"
-    if _measure("l1")(found) is None:
+    try:
+        scores = _measure("l1")(found)
+    except Exception as error:  # noqa: BLE001  # whatever the library raises on this graph: the group is left alone
+        return _library_says(error)
+    if scores is None:
         return "no convolution and no linear layer has its channels, to tell which of them matter"
     reason = _why_not(model, group, example)
     if reason is None or reason == ARE_OUTPUTS:

@@ -382,3 +382,21 @@ def test_a_group_norm_with_a_single_group_is_refused_in_words() -> None:
     groups, refused = find_groups(model, EXAMPLE)
     assert groups == []
     assert "the pruned network differs from the one with those channels zeroed" in refused["0"]
+
+
+def test_what_the_library_cannot_rank_is_left_alone() -> None:
+    """Its rank of channels, which a trial asks for, failed where the library mistakes pixels for channels."""
+
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.twice, self.last, self.rows = nn.Conv2d(1, 8, 1, 2), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(4, 6)
+
+        def forward(self, pictures: Tensor) -> Tensor:
+            sums: Tensor = self.rows(self.last(torch.relu(self.twice(pictures))).mean(3)).mean(1)
+            return sums
+
+    groups, refused = find_groups(Rows().eval(), EXAMPLE)
+    assert {*refused} | {group.name for group in groups} >= {"twice", "last", "rows"}
+    for group in groups:
+        prune(Rows().eval(), {group.name: 4}, "l1", EXAMPLE, groups=groups)

@@ -178,10 +178,8 @@ def _usage(runtime: Runtime, target: Target, slots: Sequence[Slot]) -> str:
     tensors = "torch.tensor(part) for" if in_order else "name: torch.tensor(part) for name,"
     call = f"*({tensors} part in inputs.values())" if in_order else f"**{{{tensors} part in inputs.items()}}"
     providers = [(name, settings) if settings else name for name, settings in PROVIDERS[target.device]]
-    usage, parts = (
-        runtime.usage,
-        {"file": runtime.file, "providers": repr(providers).replace("'", '"'), "inputs": inputs, "call": call},
-    )
+    parts = {"file": runtime.file, "providers": repr(providers).replace("'", '"'), "inputs": inputs, "call": call}
+    usage = runtime.usage
     for name, part in parts.items():
         usage = usage.replace(f"{{{name}}}", part)
     return usage

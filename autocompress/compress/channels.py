@@ -92,7 +92,7 @@ def prune(
         doomed = {}
         for root, kept in keep.items():
             unit = known[root].unit if root in known else 1
-            scores = _scores(graph, model.get_submodule(root), importance).view(-1, unit).mean(1)
+            scores = _scores(group_at(graph, model.get_submodule(root), None), importance).view(-1, unit).mean(1)
             blocks = scores.argsort()[: len(scores) - max(1, round(kept / unit))]
             doomed[root] = _channels_of(blocks, unit)
         left = _cut(model, doomed, example, {root: known[root].counts for root in keep if root in known})
@@ -153,12 +153,13 @@ def _left(graph: Any, reference: nn.Module, doomed: dict[str, list[int]]) -> dic
     return left | {name: norm.running_mean.long() for name, norm in norms.items() if norm.running_mean is not None}
 
 
-def _scores(graph: Any, root: nn.Module, importance: Importance) -> Tensor:
-    group = group_at(graph, root, None)
+def _scores(group: Any, importance: Importance) -> Tensor:
+    """How much each channel of a group of the library matters. Raises `SurgeryError` where nothing tells."""
     scores: Tensor | None = _measure(importance)(group)
     if scores is None:  # batch-norm scales asked of a group without batch norm
         scores = _measure("l1")(group)
-    assert scores is not None
+    if scores is None:
+        raise SurgeryError("no convolution and no linear layer has its channels, to tell which of them matter")
     return scores
 
 
@@ -210,12 +211,8 @@ def _usable(model: nn.Module, group: Group, found: Any, example: Nested) -> Grou
     widths = {name: _width(model, name) for name in group.writers}
     if set(widths.values()) != {group.channels}:
         return f"its group joins layers of different widths ({', '.join(f'{name}: {width}' for name, width in widths.items())})"
-    try:
-        scores = _measure("l1")(found)
-    except Exception as error:  # noqa: BLE001  # whatever the library raises on this graph: the group is left alone
-        return _library_says(error)
-    if scores is None:
-        return "no convolution and no linear layer has its channels, to tell which of them matter"
+    if (unranked := _failure(lambda: _scores(found, "l1"))) is not None:
+        return unranked
     reason = _why_not(model, group, example)
     if reason is None or reason == ARE_OUTPUTS:
         return reason or group
@@ -247,8 +244,12 @@ def _why_not(model: nn.Module, group: Group, example: Nested) -> str | None:
     # At random, so that channels counted in another order somewhere in the network are found out.
     blocks = torch.randperm(group.channels // group.unit, generator=torch.Generator().manual_seed(0))
     doomed = _channels_of(blocks[: max(1, len(blocks) // 3)], group.unit)
+    return _failure(lambda: _cut(deepcopy(model), {group.name: doomed}, example, {group.name: group.counts}))
+
+
+def _failure(attempt: Callable[[], object]) -> str | None:
     try:
-        _cut(deepcopy(model), {group.name: doomed}, example, {group.name: group.counts})
+        attempt()
     except SurgeryError as error:
         return str(error)
     except Exception as error:  # noqa: BLE001  # whatever the library raises on this graph: the group is left alone

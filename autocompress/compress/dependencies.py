@@ -1,7 +1,7 @@
 """The channels of a network that can only be cut together, as torch-pruning finds them (DepGraph: Fang et al., 2023)."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,14 +39,7 @@ def dependencies(model: nn.Module, example: Nested) -> Any:
     """The graph of the library, of `model` on the batch `example` (n, ...)."""
     # torch-pruning finds dependencies by the autograd graph: without gradients it would see one group only.
     with torch.enable_grad(), all_trained(model):
-        graph = _Graph()
-        return graph.build_dependency(
-            model.eval(),
-            example_inputs=example,
-            forward_fn=_float_outputs,
-            customized_pruners={nn.RMSNorm: graph.norm},
-            verbose=False,
-        )
+        return _Graph().build_dependency(model.eval(), example_inputs=example, forward_fn=_float_outputs, verbose=False)
 
 
 def _float_outputs(model: nn.Module, example: Nested) -> tuple[torch.Tensor, ...]:
@@ -61,9 +54,15 @@ def group_at(graph: Any, root: nn.Module, channels: Sequence[int] | None) -> Any
     return graph.get_pruning_group(root, cut, idxs=list(channels))
 
 
+def left_of(width: int, doomed: Collection[int]) -> torch.Tensor:
+    """The channels of so many that are not `doomed`, in their order."""
+    gone = set(doomed)
+    return torch.tensor([channel for channel in range(width) if channel not in gone])
+
+
 def described(group: Any, graph: Any, names: dict[nn.Module, str]) -> Group:
     """A group of the library's `graph` as one of ours; `names` are those of all modules, in their order."""
-    writers = _members(group, names, graph.is_out_channel_pruning_fn)
+    writers = _writers(group, names, graph.is_out_channel_pruning_fn)
     channels = len(group[0].idxs)
     return Group(
         name=writers[0],
@@ -81,14 +80,9 @@ def stranger_in(group: Any, names: dict[nn.Module, str]) -> str | None:
     return next((names[layer] for layer in layers if kind_of(layer) is None), None)
 
 
-def _members(group: Any, names: dict[nn.Module, str], side: Callable[[Any], bool]) -> tuple[str, ...]:
-    found = {
-        names[dependency.target.module]: None
-        for dependency, _ in group
-        if side(dependency.handler) and isinstance(dependency.target.module, CUT)
-    }
-    places = {name: place for place, name in enumerate(names.values())}
-    return tuple(sorted(found, key=lambda name: places[name]))
+def _writers(group: Any, names: dict[nn.Module, str], side: Callable[[Any], bool]) -> tuple[str, ...]:
+    found = {dependency.target.module for dependency, _ in group if side(dependency.handler)}
+    return tuple(name for module, name in names.items() if isinstance(module, CUT) and module in found)
 
 
 def _readers(group: Any, names: dict[nn.Module, str], side: Callable[[Any], bool]) -> dict[str, int]:
@@ -131,21 +125,14 @@ class _Graph(tp.DependencyGraph):  # type: ignore[misc]  # the library has no ty
 
     def __init__(self) -> None:
         super().__init__()
-        self._blockwise, self.norm = _BlockwiseConvPruner(), _NormPruner()
-        self._know_ours()
-
-    def build_dependency(self, *args: Any, **settings: Any) -> Any:
-        built = super().build_dependency(*args, **settings)
-        self._know_ours()
-        return built
-
-    def _know_ours(self) -> None:
+        self._blockwise, self._norm = _BlockwiseConvPruner(), _NormPruner()
+        self.register_customized_layer(nn.RMSNorm, self._norm)
         for known in (self._in_channel_pruning_fn, self._out_channel_pruning_fn):
-            known |= {self._blockwise.prune_out_channels, self.norm.prune_out_channels}
+            known |= {self._blockwise.prune_out_channels, self._norm.prune_out_channels}
 
     def get_pruner_of_module(self, module: nn.Module) -> Any:
         if isinstance(module, NORMS):
-            return self.norm
+            return self._norm
         return self._blockwise if _is_blockwise(module) else super().get_pruner_of_module(module)
 
 
@@ -154,8 +141,7 @@ class _NormPruner(tp.pruner.function.LayernormPruner):  # type: ignore[misc]  # 
 
     def prune_out_channels(self, layer: nn.LayerNorm | nn.RMSNorm, idxs: Sequence[int]) -> nn.LayerNorm | nn.RMSNorm:
         *outer, width = layer.normalized_shape
-        gone = set(idxs)
-        kept = torch.tensor([channel for channel in range(width) if channel not in gone])
+        kept = left_of(width, idxs)
         for name in ("weight", "bias"):
             if (parameter := getattr(layer, name, None)) is not None:
                 setattr(layer, name, self._prune_parameter_and_grad(parameter, kept, -1))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from autocompress import nested
-from autocompress.compress.dependencies import NORMS, group_at
+from autocompress.compress.dependencies import NORMS, group_at, left_of
 from autocompress.errors import SurgeryError
 from autocompress.nested import Nested
 from autocompress.student import channel_axis
@@ -30,7 +30,7 @@ ARE_OUTPUTS = "its channels are the outputs of the network"
 def mask(model: nn.Module, graph: Any, doomed: Mapping[str, Sequence[int]]) -> None:
     """Zeroes those channels of each group root of `model`, in place; `graph` is the library's, of `model`.
 
-    Layer norms go over the channels that are left. Raises `SurgeryError` for one that goes over more than channels.
+    Norms go over the channels that are left. Raises `SurgeryError` for one that goes over more than channels.
     """
     silenced: dict[nn.LayerNorm | nn.RMSNorm, set[int]] = {}
     for root, channels in doomed.items():
@@ -102,7 +102,7 @@ def _norm_others(norm: nn.LayerNorm | nn.RMSNorm, doomed: Collection[int]) -> No
     """Has `norm` go over its channels as if the `doomed` ones were not there: those give zeros."""
     if len(norm.normalized_shape) > 1:
         raise SurgeryError(f"a {type(norm).__name__} goes over its channels and over their places at once")
-    left = torch.tensor([channel for channel in range(norm.normalized_shape[0]) if channel not in doomed])
+    left = left_of(norm.normalized_shape[0], doomed)
     whole = norm.forward
 
     def forward(*args: Any, **kwargs: Any) -> Tensor:

@@ -15,7 +15,8 @@ from autocompress.folder import RunFolder, write_whole
 class Shelf:
     """`equipment` is what every trainer starts with, pickled. Only references: this process never opens it.
 
-    Pickled by its driver, which holds what they refer to: Ray begins no actor again that was given references as they are.
+    Pickled by its driver, which holds what they refer to: of references that an actor was given as they are, and which may be
+    gone when it begins again, Ray warns at every start.
     """
 
     def __init__(self, run: str, equipment: bytes) -> None:

@@ -58,10 +58,12 @@ def export(student: nn.Module, example: Nested) -> bytes:
 class OpenVinoSession:
     """A loaded file: arrays in, arrays out.
 
-    Raises `ExportError` when OpenVINO refuses the file, `InputError` where it is not installed.
+    Raises `ExportError` when OpenVINO refuses the file, `InputError` where it is not installed or the target is no CPU.
     """
 
     def __init__(self, model: bytes, target: Target) -> None:
+        if target.device != "cpu":
+            raise InputError(f"the runtime openvino runs on the device 'cpu', given {target.device!r}")
         check_alone(model)
         core = _core()
         try:

@@ -97,6 +97,11 @@ def test_without_openvino_one_line_says_how_to_get_it(monkeypatch: pytest.Monkey
             use()
 
 
+def test_it_runs_on_cpus() -> None:
+    with pytest.raises(InputError, match="given 'cuda'"):
+        OpenVinoSession(b"", Target(runtime="openvino", device="cuda"))
+
+
 def test_what_it_refuses_is_one_error() -> None:
     pytest.importorskip("openvino")
     with pytest.raises(ExportError, match="OpenVINO refuses the exported file: Unable to read the model"):

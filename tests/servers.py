@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +32,21 @@ def mlflow_serving(command: Sequence[str], home: Path, port: int) -> "Iterator[s
     """`mlflow COMMAND`, ready to answer on 127.0.0.1:port; it runs in `home` and dies at the end."""
     whole = [sys.executable, "-m", "mlflow", *command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with _serving(whole, home, environment, f"http://127.0.0.1:{port}/health") as process:
+        yield process
+
+
+@contextmanager
+def _serving(
+    command: Sequence[str], home: Path, environment: Mapping[str, str], answers_at: str
+) -> "Iterator[subprocess.Popen[bytes]]":
+    """A process that runs in `home`, from when it answers at that URL; it dies at the end."""
     log_file = home / "server.log"
     with log_file.open("ab") as log:
-        process = subprocess.Popen(whole, cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         deadline = time.monotonic() + 90
-        while not _answers(port):
+        while not _answers(answers_at):
             assert process.poll() is None, log_file.read_text()[-2000:]
             assert time.monotonic() < deadline, f"the server does not come up: {log_file.read_text()[-2000:]}"
             time.sleep(0.3)
@@ -52,22 +61,13 @@ S3_KEYS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "Sec-ret-of-s
 @contextmanager
 def s3_serving(home: Path, bucket: str) -> Iterator[str]:
     """A server that speaks as S3 does, which holds objects in memory; the URL of an empty bucket of it, for pyarrow."""
-    port, log_file = free_port(), home / "s3.log"
+    port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with log_file.open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 60
-        while not _answers(port, "/moto-api/"):
-            assert process.poll() is None, log_file.read_text()[-2000:]
-            assert time.monotonic() < deadline, f"the server does not come up: {log_file.read_text()[-2000:]}"
-            time.sleep(0.2)
+    with _serving(command, home, os.environ, f"http://127.0.0.1:{port}/moto-api/"):
         key, secret = S3_KEYS.values()
         options = {"region_name": "us-east-1", "aws_access_key_id": key, "aws_secret_access_key": secret}
         boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", **options).create_bucket(Bucket=bucket)
         yield f"s3://{bucket}?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
-    finally:
-        kill(process)
 
 
 @contextmanager
@@ -90,9 +90,9 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def _answers(port: int, path: str = "/health") -> bool:
+def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2):
+        with urllib.request.urlopen(url, timeout=2):
             return True
     except (urllib.error.URLError, OSError):
         return False

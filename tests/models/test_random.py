@@ -108,7 +108,7 @@ def test_a_network_of_any_blocks(kinds: list[tuple[str, int]], flat: bool, share
         assert shape == (outputs_left, inputs_left), name
     assert len(file_of(student, inputs)) < len(file_of(model, inputs))
     # Integer kernels add the bias in whole steps of the product of two scales, which are wide where a layer has two bits and
-    # few inputs: up to a fifth of what such outputs, of an untrained network, differ by.
+    # few inputs; without integers nothing is rounded anew.
     assert difference(student, inputs) < 0.1
     assert (
         difference(compress(model, Policy(channel_sparsity=shares, layers=floats), inputs, groups=layers.groups), inputs) < 1e-4
